@@ -1,0 +1,146 @@
+"""The seam: data that flows between the parts, and the tuples of pure functions that stand for a model or an algorithm.
+
+Shape letters: `B` batch, `T` time, `V` vocabulary, `D` embedding, `S` cache length, `N` prompts.
+
+Everything is indexed by the token it belongs to: `logps[:, t]` is the log-probability *of* `tokens[:, t]`,
+`values[:, t]` is the value *before* choosing it, `rewards[:, t]` is what choosing it earned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Params = Any  # nested dict of arrays
+
+
+@struct.dataclass
+class Sequences:
+  """Rows holding prompt and response; several rows' worth when packed."""
+
+  tokens: Array  # int32[B, T]
+  positions: Array  # int32[B, T], restarting in each segment
+  segments: Array  # int32[B, T], 0 = padding
+  response_mask: Array  # float32[B, T], 1 on tokens the policy chose, EOS included
+
+  @classmethod
+  def from_mask(cls, tokens: Array, mask: Array, response_mask: Array) -> Sequences:
+    """One segment a row: `mask` is 1 on real tokens, on whichever side the padding lies."""
+    mask = (jnp.asarray(mask) > 0).astype(jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0).astype(jnp.int32)
+    return cls(
+      tokens=jnp.where(mask > 0, jnp.asarray(tokens), 0).astype(jnp.int32),
+      positions=positions,
+      segments=mask,
+      response_mask=jnp.asarray(response_mask, jnp.float32) * mask,
+    )
+
+
+@struct.dataclass
+class PreferenceBatch:
+  """Pairs of answers to one prompt, the first preferred."""
+
+  chosen: Sequences
+  rejected: Sequences
+  ref_chosen_logps: Array | None = None  # float32[B, T], filled by annotate()
+  ref_rejected_logps: Array | None = None  # float32[B, T]
+
+
+@struct.dataclass
+class Rollout:
+  """What a policy wrote and what frozen models said of it."""
+
+  sequences: Sequences
+  logps: Array  # float32[B, T] under the policy that sampled
+  ref_logps: Array  # float32[B, T]
+  values: Array  # float32[B, T]
+  rewards: Array  # float32[B, T]
+  truncated: Array  # bool[B], True where the length limit cut the response
+  bootstrap: Array  # float32[B], V after the last token where cut and so configured, else 0
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that changes while training, and so everything a checkpoint holds."""
+
+  step: Array  # int32[]
+  params: Params
+  opt_state: Any
+  key: Array
+  extra: dict  # KL coefficient, running moments, target networks, multipliers
+
+
+class Mean(NamedTuple):
+  """A mean kept as its two sums, so that micro-batches of any size add up to the mean of the whole batch."""
+
+  sum: Array  # float32[]
+  count: Array  # float32[]
+
+  @property
+  def value(self) -> Array:
+    return self.sum / jnp.maximum(self.count, 1e-8)
+
+
+class TokenStats(NamedTuple):
+  """What one pass of the trunk says of every token."""
+
+  logps: Array  # float32[B, T], 0 at the first token of each segment
+  entropy: Array  # float32[B, T], of the distribution the token was drawn from
+  values: Array | None  # float32[B, T], None without a value head
+
+
+class LanguageModel(NamedTuple):
+  """A decoder as pure functions. `params` is a plain nested dict, one subtree per layer."""
+
+  config: Any  # the family's frozen config: vocab_size, hidden_size, max_positions, ...
+  init: Callable  # key -> params
+  hidden: Callable  # (params, tokens, positions, segments) -> float32[B, T, D], after the final norm
+  unembed: Callable  # (params, hidden[..., D]) -> float32[..., V] logits; called on chunks
+  init_cache: Callable  # (batch, length) -> cache
+  prefill: Callable  # (params, tokens, positions, segments, cache) -> (hidden[B, T, D], cache)
+  decode_step: Callable  # (params, token int32[B], cache) -> (hidden[B, D], cache)
+
+
+class Policy(NamedTuple):
+  """A language model as the algorithms see it; `params` is {"model": ..., "value_head": ..., "critic": ...}.
+
+  `frozen["base"]` holds what the adapters in `params["model"]` are attached to ({} when the whole model trains), and
+  `frozen["reference"]` is a `params` of the same form: `evaluate(frozen["reference"], frozen, ...)` is the reference policy.
+  """
+
+  evaluate: Callable  # (params, frozen, sequences, temperature) -> TokenStats; one trunk pass
+  kl: Callable  # (params, other, frozen, sequences, temperature) -> float32[B, T], KL(params || other) over the vocabulary
+
+
+class Scorer(NamedTuple):
+  """A reward model: `params` is {"model": ..., "reward_head": ...} over `frozen["base"]`."""
+
+  score: Callable  # (params, frozen, sequences) -> float32[B], read at each row's last token
+
+
+class Algorithm(NamedTuple):
+  """Pure functions, in the spirit of an optax transformation."""
+
+  init_extra: Callable  # (params, config) -> extra
+  annotate: Callable  # (params, frozen, batch, config, extra) -> batch; runs what does not learn in this update
+  loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics), dicts of Mean; the loss is sum of the terms' values
+  update_extra: (
+    Callable  # (extra, params, metrics, config) -> extra; metrics as floats; KL controller, moments, targets
+  )
+
+
+def identity_annotate(params, frozen, batch, config, extra):
+  return batch
+
+
+def no_extra(params, config) -> dict:
+  return {}
+
+
+def keep_extra(extra, params, metrics, config) -> dict:
+  return extra
