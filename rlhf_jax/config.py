@@ -50,7 +50,10 @@ def from_dict(cls, values: Mapping[str, Any], *, where: str = "config"):
   for name in values:
     if name not in known:
       raise ValueError(f"{where}.{name} is not an option{suggest(name, known)}")
-  checked = {n: _check(_coerce(v, hints[n], f"{where}.{n}"), known[n], f"{where}.{n}") for n, v in values.items()}
+  checked = {
+    n: _check(_coerce(v, hints[n], f"{where}.{n}"), known[n], f"{where}.{n}")
+    for n, v in values.items()
+  }
   return cls(**checked)
 
 

@@ -99,7 +99,9 @@ class LanguageModel(NamedTuple):
 
   config: Any  # the family's frozen config: vocab_size, hidden_size, max_positions, ...
   init: Callable  # key -> params
-  hidden: Callable  # (params, tokens, positions, segments) -> float32[B, T, D], after the final norm
+  hidden: (
+    Callable  # (params, tokens, positions, segments) -> float32[B, T, D], after the final norm
+  )
   unembed: Callable  # (params, hidden[..., D]) -> float32[..., V] logits; called on chunks
   init_cache: Callable  # (batch, length) -> cache
   prefill: Callable  # (params, tokens, positions, segments, cache) -> (hidden[B, T, D], cache)
@@ -129,9 +131,7 @@ class Algorithm(NamedTuple):
   init_extra: Callable  # (params, config) -> extra
   annotate: Callable  # (params, frozen, batch, config, extra) -> batch; runs what does not learn in this update
   loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics), dicts of Mean; the loss is sum of the terms' values
-  update_extra: (
-    Callable  # (extra, params, metrics, config) -> extra; metrics as floats; KL controller, moments, targets
-  )
+  update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as floats; KL controller, moments, targets
 
 
 def identity_annotate(params, frozen, batch, config, extra):
