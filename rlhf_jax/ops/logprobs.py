@@ -1,0 +1,86 @@
+"""Token log-probabilities and entropies from hidden states, without an array of logits [B, T, V].
+
+The only place that shifts: the hidden state at t−1 predicts token t, and a segment's first token,
+which nothing predicts, has log-probability 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+CHUNK = 512  # tokens whose logits are alive at once
+
+
+def token_stats(
+  hidden: Array,
+  tokens: Array,
+  segments: Array,
+  unembed: Callable[[Array], Array],
+  temperature: Array | float = 1.0,
+  *,
+  chunk: int = CHUNK,
+) -> tuple[Array, Array]:
+  """log π(tokens[:, t]) and the entropy of the distribution it was drawn from, both float32[B, T].
+
+  `hidden` is float[B, T, D] and `unembed` maps [..., D] to float32[..., V]. Logits are divided by
+  `temperature` before the softmax, so that the sampler and the learner speak of one distribution.
+  """
+
+  def stats(hidden, tokens):
+    logits = unembed(hidden).astype(jnp.float32) / temperature
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    mean_logit = jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
+    return chosen - normalizer, normalizer - mean_logit
+
+  logps, entropy = _over_chunks(stats, chunk, hidden[:, :-1], tokens[:, 1:])
+  return _align(logps, segments), _align(entropy, segments)
+
+
+def exact_kl(
+  hidden_p: Array,
+  hidden_q: Array,
+  segments: Array,
+  unembed_p: Callable[[Array], Array],
+  unembed_q: Callable[[Array], Array],
+  temperature: Array | float = 1.0,
+  *,
+  chunk: int = CHUNK,
+) -> Array:
+  """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) over the vocabulary at every token, float32[B, T]."""
+
+  def kl(hidden_p, hidden_q):
+    logp = jax.nn.log_softmax(unembed_p(hidden_p).astype(jnp.float32) / temperature)
+    logq = jax.nn.log_softmax(unembed_q(hidden_q).astype(jnp.float32) / temperature)
+    return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+
+  return _align(_over_chunks(kl, chunk, hidden_p[:, :-1], hidden_q[:, :-1]), segments)
+
+
+def predicted(segments: Array) -> Array:
+  """Which tokens have a predecessor in their own segment, bool[B, T]."""
+  inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+  return jnp.pad(inside, ((0, 0), (1, 0)))
+
+
+def _align(per_prediction: Array, segments: Array) -> Array:
+  return jnp.where(predicted(segments), jnp.pad(per_prediction, ((0, 0), (1, 0))), 0.0)
+
+
+def _over_chunks(function, chunk: int, *arrays):
+  """Maps `function` over slices of time, recomputing each slice's logits in the backward pass."""
+  B, T = arrays[0].shape[:2]
+  width = max(1, min(T, chunk // B))
+  count = -(-T // width)
+
+  def split(x):
+    x = jnp.pad(x, ((0, 0), (0, count * width - T)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, count, width, *x.shape[2:]), 1, 0)
+
+  slices = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), tuple(split(x) for x in arrays))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], slices)
