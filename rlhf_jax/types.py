@@ -53,15 +53,17 @@ class PreferenceBatch:
 
 @struct.dataclass
 class Rollout:
-  """What a policy wrote and what frozen models said of it."""
+  """What a policy wrote and how it was scored; the rest is filled by annotate() where an algorithm wants it."""
 
   sequences: Sequences
-  logps: Array  # float32[B, T] under the policy that sampled
-  ref_logps: Array  # float32[B, T]
-  values: Array  # float32[B, T]
-  rewards: Array  # float32[B, T]
+  logps: Array  # float32[B, T], the sampler's own
+  rewards: Array  # float32[B, T], the score on each response's last token
   truncated: Array  # bool[B], True where the length limit cut the response
-  bootstrap: Array  # float32[B], V after the last token where cut and so configured, else 0
+  ref_logps: Array | None = None  # float32[B, T]
+  values: Array | None = None  # float32[B, T]
+  bootstrap: Array | None = (
+    None  # float32[B], V after the last token where cut and so configured, else 0
+  )
 
 
 @struct.dataclass
@@ -116,7 +118,9 @@ class Policy(NamedTuple):
   """
 
   evaluate: Callable  # (params, frozen, sequences, temperature) -> TokenStats; one trunk pass
-  kl: Callable  # (params, other, frozen, sequences, temperature) -> float32[B, T], KL(params || other) over the vocabulary
+  # (params, other, frozen, sequences, temperature) -> (TokenStats, TokenStats of other, float32[B, T] KL(params || other)
+  # over the whole vocabulary); one trunk pass each
+  compare: Callable
 
 
 class Scorer(NamedTuple):
@@ -126,20 +130,24 @@ class Scorer(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-  """Pure functions, in the spirit of an optax transformation."""
+  """Pure functions, in the spirit of an optax transformation. Metrics and terms are dicts of `Mean`.
+
+  `annotate` runs what does not learn in this update; `loss` is the only thing differentiated, and is
+  the sum of its terms' values.
+  """
 
   init_extra: Callable  # (params, config) -> extra
-  annotate: Callable  # (params, frozen, batch, config, extra) -> batch; runs what does not learn in this update
-  loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics), dicts of Mean; the loss is sum of the terms' values
-  update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as floats; KL controller, moments, targets
-
-
-def identity_annotate(params, frozen, batch, config, extra):
-  return batch
+  annotate: Callable  # (params, frozen, batch, config, extra) -> (batch, metrics)
+  loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics)
+  update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as float32[] each
 
 
 def no_extra(params, config) -> dict:
   return {}
+
+
+def no_annotation(params, frozen, batch, config, extra):
+  return batch, {}
 
 
 def keep_extra(extra, params, metrics, config) -> dict:
