@@ -1,0 +1,135 @@
+"""Sampling responses: one program that prefills a cache, then decodes until every row is done."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rlhf_jax.config import hyperparameters, option
+from rlhf_jax.ops import sampling
+from rlhf_jax.types import LanguageModel, Params, Sequences
+
+Array = jax.Array
+
+
+@hyperparameters
+class Sampling:
+  """How tokens are drawn. `temperature`, `top_p` and `min_p` are traced; the rest is structure."""
+
+  max_new_tokens: int = option(48, at_least=1)
+  min_new_tokens: int = option(0, at_least=0)  # stop tokens have probability 0 before
+  temperature: float = option(1.0, above=0)
+  top_k: int | None = option(None, at_least=1)
+  top_p: float | None = option(None, above=0, at_most=1)
+  min_p: float | None = option(None, above=0, at_most=1)
+  greedy: bool = False
+  stop_tokens: tuple[int, ...] = ()  # a response ends with the first of these, which belongs to it
+
+  @property
+  def truncates(self) -> bool:
+    """Whether samples come from another distribution than softmax(logits / temperature)."""
+    truncated = any(x is not None for x in (self.top_k, self.top_p, self.min_p))
+    return truncated or self.greedy or self.min_new_tokens > 0
+
+
+@struct.dataclass
+class Generation:
+  """Prompts and what followed them, T = P + max_new_tokens; prompts end at column P − 1."""
+
+  sequences: Sequences
+  logps: Array  # float32[B, T], of each response token under the distribution it was drawn from
+  truncated: Array  # bool[B], True where max_new_tokens came before a stop token
+
+
+def generate(
+  model: LanguageModel,
+  weights: Params,
+  prompts: Array,
+  prompt_mask: Array,
+  keys: Array,
+  settings: Sampling,
+) -> Generation:
+  """One response a row. `prompts` int32[B, P] padded on the left, `prompt_mask` 1 on real tokens.
+
+  `weights` are whole (adapters attached) and may be cast for decoding. `keys` holds a key a row: a
+  row's response depends on its own prompt and key alone, not on its neighbours.
+  Under truncated sampling the log-probabilities are those of the renormalised distribution.
+  """
+  B, P = prompts.shape
+  N = settings.max_new_tokens
+  stops = jnp.asarray(settings.stop_tokens, jnp.int32)
+
+  def draw(hidden, index):
+    logits = model.unembed(weights, hidden) / settings.temperature  # [B, V]
+    if settings.stop_tokens and settings.min_new_tokens:
+      barred = jnp.zeros(logits.shape[-1], bool).at[stops].set(True)[None]
+      logits = jnp.where(barred & (index < settings.min_new_tokens), -jnp.inf, logits)
+    logits = sampling.truncate(
+      logits, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p
+    )
+    if settings.greedy:
+      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+      token = sampling.categorical(jax.vmap(lambda k: jax.random.fold_in(k, index))(keys), logits)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+  def write(tokens, logps, mask, done, index, token, logp):
+    alive = ~done
+    put = lambda array, value: jax.lax.dynamic_update_slice_in_dim(
+      array, value.astype(array.dtype)[:, None], index, axis=1
+    )
+    tokens, logps = put(tokens, token * alive), put(logps, jnp.where(alive, logp, 0.0))
+    stopped = jnp.any(token[:, None] == stops[None], axis=-1)
+    return tokens, logps, put(mask, alive), done | stopped
+
+  segments = (prompt_mask > 0).astype(jnp.int32)
+  positions = jnp.maximum(jnp.cumsum(segments, axis=-1) - 1, 0)
+  cache = model.init_cache(B, P + N)
+  hidden, cache = model.prefill(weights, prompts * segments, positions, segments, cache)
+  token, logp = draw(hidden[:, -1], 0)
+  empty = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N)), jnp.zeros((B, N))
+  written = write(*empty, jnp.zeros(B, bool), 0, token, logp)
+
+  def unfinished(carry):
+    index, _, _, (_, _, _, done) = carry
+    return (index < N) & ~jnp.all(done)
+
+  def step(carry):
+    index, token, cache, written = carry
+    hidden, cache = model.decode_step(weights, token, cache)
+    token, logp = draw(hidden, index)
+    return index + 1, token, cache, write(*written, index, token, logp)
+
+  carry = jax.lax.while_loop(unfinished, step, (jnp.int32(1), token, cache, written))
+  tokens, logps, mask, done = carry[-1]
+  sequences = Sequences.from_mask(
+    tokens=jnp.concatenate([prompts, tokens], axis=1),
+    mask=jnp.concatenate([segments.astype(jnp.float32), mask], axis=1),
+    response_mask=jnp.concatenate([jnp.zeros((B, P)), mask], axis=1),
+  )
+  return Generation(sequences, jnp.pad(logps, ((0, 0), (P, 0))), truncated=~done)
+
+
+def left_pad(prompts: list[list[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Token lists as (int32[B, P], float32[B, P] mask), padded on the left to `width` or the longest.
+
+  Raises ValueError for an empty prompt or one longer than `width`.
+  """
+  longest = max(map(len, prompts))
+  width = longest if width is None else width
+  tokens = np.zeros((len(prompts), width), np.int32)
+  mask = np.zeros((len(prompts), width), np.float32)
+  for row, prompt in enumerate(prompts):
+    if not prompt or len(prompt) > width:
+      raise ValueError(f"prompt {row} has {len(prompt)} tokens; it needs between 1 and {width}.")
+    tokens[row, width - len(prompt) :] = prompt
+    mask[row, width - len(prompt) :] = 1
+  return tokens, mask
+
+
+def responses(tokens: np.ndarray, response_mask: np.ndarray) -> list[list[int]]:
+  """The response tokens of each row, as lists."""
+  return [row[mask > 0].tolist() for row, mask in zip(tokens, response_mask, strict=True)]
