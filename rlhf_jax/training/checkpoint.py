@@ -1,0 +1,94 @@
+"""Checkpoints of a whole training state, by Orbax: written in the background, found whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """The checkpoints of one stage, in `folder/<step>/`; the newest `keep` stay."""
+
+  def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+    self.folder = Path(folder).absolute()
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    )
+
+  def latest(self) -> int | None:
+    """The step of the newest complete checkpoint, None where there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state) -> None:
+    """Starts writing `state`; it is copied first, so training may go on at once.
+
+    Raises OSError with the space needed when the disk is too full for it.
+    """
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_plain(state)))
+    free = shutil.disk_usage(self.folder).free
+    if free < needed + (1 << 20):
+      raise OSError(
+        errno.ENOSPC,
+        f"checkpoint {step} needs {needed / 1e6:.0f} MB and the disk of {self.folder} has "
+        f"{free / 1e6:.0f} MB left; free some space and run the same command again",
+      )
+    self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
+
+  def restore(self, like, step: int | None = None):
+    """The state of `step` (the newest unless said), with the shapes, dtypes and shardings of `like`.
+
+    Raises FileNotFoundError where there is none, ValueError where it holds another model's state.
+    """
+    step = self.latest() if step is None else step
+    if step is None:
+      raise FileNotFoundError(f"{self.folder} holds no checkpoint.")
+    self._assert_fits(step, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+    restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    return jax.tree.map(_like, restored, like)
+
+  def _assert_fits(self, step: int, like) -> None:
+    saved = self._manager.item_metadata(step).tree
+    found = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(saved)}
+    wanted = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(_plain(like))}
+    for name in sorted(set(found) | set(wanted)):
+      if found.get(name) != wanted.get(name):
+        raise ValueError(
+          f"{self.folder / str(step)} is a checkpoint of another model: {name} is "
+          f"{found.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; use the "
+          "config it was made with, or another workdir."
+        )
+
+  def wait(self) -> None:
+    """Until everything saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _plain(state):
+  """Typed PRNG keys as their data, which is what Orbax stores."""
+  return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _like(x, like):
+  return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
+
+
+def _is_key(x) -> bool:
+  return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _leaves(tree):
+  return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _name(path) -> str:
+  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

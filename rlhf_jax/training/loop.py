@@ -1,0 +1,136 @@
+"""The loop around the train step: progress, logs, checkpoints, signals, and a stop at the first NaN."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import jax
+from tqdm import tqdm
+
+from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.log import Log
+from rlhf_jax.types import TrainState
+
+
+class Interrupted(SystemExit):
+  """A signal asked the run to stop; everything is saved."""
+
+
+class NotFinite(FloatingPointError):
+  """The loss is NaN or infinite."""
+
+
+def run(
+  state: TrainState,
+  iterate: Callable[[TrainState, int], tuple],
+  *,
+  stage: str,
+  steps: int,
+  workdir: str | os.PathLike,
+  checkpoints: Checkpoints,
+  checkpoint_every: int,
+  row_ids: Callable[[int], Sequence],
+) -> TrainState:
+  """Iterates from the newest checkpoint to `steps`, and returns the last state.
+
+  `iterate(state, step) -> (state, metrics, samples)`, where metrics is a dict of `Mean` still on the
+  device and samples, if any, a function that fetches rows for samples.jsonl. Both are read one
+  step late, so that the device never waits for a print.
+
+  Raises Interrupted after SIGTERM or SIGINT, NotFinite at a loss that is not finite.
+  """
+  if checkpoints.latest() is not None:
+    state = checkpoints.restore(state)
+  first = int(state.step)
+  log = Log(workdir, stage, resume_step=first)
+  bar = tqdm(total=steps, initial=first, desc=f"{stage:>12}", unit="step", dynamic_ncols=True)
+  pending = None
+  clock = time.perf_counter()
+
+  def flush():
+    nonlocal pending, clock
+    if pending is None:
+      return
+    step, metrics, samples = pending
+    pending = None
+    scalars = {k: _float(m) for k, m in sorted(jax.device_get(metrics).items())}
+    _assert_finite(scalars["loss/total"], step, stage, row_ids(step - 1), checkpoints)
+    now = time.perf_counter()
+    log.metrics(step, {**scalars, "time/step": now - clock})
+    clock = now
+    if samples is not None:
+      log.samples(step, samples())
+    bar.update(1)
+    bar.set_postfix_str(_summary(scalars))
+
+  try:
+    with _stop_signals() as stop:
+      for step in range(first, steps):
+        state, metrics, samples = iterate(state, step)
+        flush()
+        pending = (step + 1, metrics, samples)
+        done = step + 1 == steps
+        if done or stop.requested or (step + 1) % checkpoint_every == 0:
+          flush()
+          log.flush()
+          checkpoints.save(step + 1, state)
+        if stop.requested and not done:
+          checkpoints.wait()
+          raise Interrupted(
+            f"\nStopped by {stop.requested} after step {step + 1} of {steps} of stage {stage}; "
+            "everything is saved. Run the same command again to go on from there."
+          )
+    checkpoints.wait()
+  finally:
+    bar.close()
+    log.close()
+  return state
+
+
+class _Stop:
+  requested: str | None = None
+
+
+@contextmanager
+def _stop_signals():
+  """Within, SIGTERM and SIGINT only ask for a stop at the end of the step. Main thread only."""
+  stop = _Stop()
+
+  def ask(number, frame):
+    stop.requested = signal.Signals(number).name
+
+  try:
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not the main thread: a notebook's worker, say
+    before = {}
+  try:
+    yield stop
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _assert_finite(loss: float, step: int, stage: str, ids, checkpoints: Checkpoints) -> None:
+  if math.isfinite(loss):
+    return
+  last = checkpoints.latest()
+  good = f"step {last} in {checkpoints.folder}" if last is not None else "none"
+  raise NotFinite(
+    f"the loss is {loss} at step {step} of stage {stage}; rows of its batch: "
+    f"{', '.join(map(str, ids))}; last good checkpoint: {good}. Look at these rows, lower the "
+    "learning rate or clip_norm, and run again to go on from that checkpoint."
+  )
+
+
+def _float(mean) -> float:
+  return float(mean.sum / max(mean.count, 1e-8))
+
+
+def _summary(scalars: dict[str, float]) -> str:
+  names = ("loss/total", "rewards/accuracy", "rewards/mean", "policy/kl_exact")
+  return " ".join(f"{n.split('/')[1]} {scalars[n]:.3g}" for n in names if n in scalars)

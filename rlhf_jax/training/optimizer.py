@@ -1,0 +1,65 @@
+"""Optimizers by config. Schedules peak at 1 and the learning rate multiplies last, in the train step."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from rlhf_jax.config import hyperparameters, option
+
+DIRECTIONS = {
+  "adamw": lambda s: optax.chain(
+    optax.scale_by_adam(s.b1, s.b2, s.eps),
+    optax.add_decayed_weights(s.weight_decay, mask=_matrices),
+  ),
+  "lion": lambda s: optax.chain(
+    optax.scale_by_lion(s.b1, s.b2), optax.add_decayed_weights(s.weight_decay, mask=_matrices)
+  ),
+  "adafactor": lambda s: optax.scale_by_factored_rms(),
+  "sgd": lambda s: optax.trace(decay=s.b1) if s.b1 else optax.identity(),
+}
+
+SCHEDULES = {
+  "constant": lambda steps: optax.constant_schedule(1.0),
+  "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+  "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+}
+
+
+@hyperparameters
+class Settings:
+  """How a stage turns gradients into updates. Static: changing one recompiles."""
+
+  optimizer: str = option("adamw", choices=tuple(DIRECTIONS))
+  schedule: str = option("linear", choices=tuple(SCHEDULES))
+  warmup: float = option(0.0, at_least=0, below=1)  # fraction of all updates
+  b1: float = option(0.9, at_least=0, below=1)
+  b2: float = option(0.95, at_least=0, below=1)
+  eps: float = option(1e-8, above=0)
+  weight_decay: float = option(0.0, at_least=0)  # on matrices
+  clip_norm: float | None = option(1.0, above=0)
+
+
+def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransformation:
+  """Gradients to descent directions of unit learning rate, over a run of `updates` updates.
+
+  The train step multiplies them by −`config.learning_rate`, which is traced.
+  """
+  warmup = int(settings.warmup * updates)
+  schedule = SCHEDULES[settings.schedule](max(updates - warmup, 1))
+  if warmup:
+    rise = optax.linear_schedule(1.0 / warmup, 1.0, warmup)
+    schedule = optax.join_schedules([rise, schedule], [warmup])
+  clip = (
+    optax.identity()
+    if settings.clip_norm is None
+    else optax.clip_by_global_norm(settings.clip_norm)
+  )
+  return optax.chain(
+    clip, DIRECTIONS[settings.optimizer](settings), optax.scale_by_schedule(schedule)
+  )
+
+
+def _matrices(params):
+  """Weight decay leaves out norms, biases and heads' vectors."""
+  return jax.tree.map(lambda p: p.ndim >= 2, params)

@@ -1,0 +1,118 @@
+"""The one train step: annotate a batch, learn from it, let the algorithm's own state follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.types import Algorithm, Mean, TrainState
+
+
+def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
+  """A fresh state at step 0. `params` and `key` are taken as they are."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=tx.init(params),
+    key=key,
+    extra=algorithm.init_extra(params, config),
+  )
+
+
+def make_train_step(
+  algorithm: Algorithm,
+  tx: optax.GradientTransformation,
+  *,
+  epochs: int = 1,
+  minibatches: int = 1,
+  accumulate: int = 1,
+) -> Callable:
+  """`(state, frozen, batch, config) -> (state, metrics)`, pure, for any algorithm.
+
+  The batch's rows are permuted anew in each of `epochs` passes and learned from in `minibatches`
+  parts, an optimizer update each. `accumulate` splits every part once more, to save memory: the
+  gradient stays that of the whole part, since losses are kept as sum and count until the end.
+  Metrics are dicts of `Mean`. With a `config.stop_kl`, updates cease once a part's
+  `policy/approx_kl` exceeds it.
+  """
+
+  def learn(state: TrainState, frozen, batch, config):
+    gradients, metrics = _gradients(algorithm, state, frozen, batch, config, accumulate)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: -config.learning_rate * u, updates)
+    metrics["optim/grad_norm"] = Mean(optax.global_norm(gradients), jnp.ones(()))
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state), metrics
+
+  def learn_in_parts(state: TrainState, frozen, batch, config):
+    stop_kl = getattr(config, "stop_kl", None)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
+    order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+    parts = order.reshape(epochs * minibatches, size // minibatches)
+
+    def one(carry, rows):
+      state, stopped = carry
+      part = jax.tree.map(lambda x: x[rows], batch)
+      if stop_kl is None:
+        state, metrics = learn(state, frozen, part, config)
+        return (state, stopped), metrics
+      nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state, frozen, part, config)[1]
+      )
+      state, metrics = jax.lax.cond(
+        stopped, lambda: (state, nothing), lambda: learn(state, frozen, part, config)
+      )
+      stopped |= metrics["policy/approx_kl"].value > config.stop_kl
+      metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
+      return (state, stopped), metrics
+
+    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), parts)
+    return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+  def train_step(state: TrainState, frozen, batch, config):
+    batch, metrics = algorithm.annotate(state.params, frozen, batch, config, state.extra)
+    once = epochs * minibatches == 1
+    state, learned = (learn if once else learn_in_parts)(state, frozen, batch, config)
+    metrics = {**metrics, **learned}
+    values = {name: mean.value for name, mean in metrics.items()}
+    values["rollout/episodes"] = jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.float32)
+    extra = algorithm.update_extra(state.extra, state.params, values, config)
+    return state.replace(step=state.step + 1, extra=extra), metrics
+
+  return train_step
+
+
+def _gradients(algorithm: Algorithm, state: TrainState, frozen, batch, config, accumulate: int):
+  def total(params, batch, counts):
+    terms, metrics = algorithm.loss(params, frozen, batch, config, state.extra)
+    counts = counts or {name: term.count for name, term in terms.items()}
+    loss = sum(t.sum / jnp.maximum(counts[name], 1e-8) for name, t in terms.items())
+    losses = {f"loss/{name}": term for name, term in terms.items()}
+    return loss, {**losses, **metrics}
+
+  gradient = jax.grad(total, has_aux=True)
+  if accumulate == 1:
+    gradients, metrics = gradient(state.params, batch, None)
+  else:
+    # Every accumulate-th row, so that each device keeps its own.
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def counts_of(part):  # depends on masks alone: the compiler drops the model from this pass
+      terms, _ = algorithm.loss(state.params, frozen, part, config, state.extra)
+      return {name: term.count for name, term in terms.items()}
+
+    counts = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(counts_of, micro))
+    add = lambda a, b: jax.tree.map(jnp.add, a, b)
+    shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], micro), counts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (gradients, metrics), _ = jax.lax.scan(
+      lambda sums, part: (add(sums, gradient(state.params, part, counts)), None), zeros, micro
+    )
+  metrics["loss/total"] = Mean(
+    sum(m.value for name, m in metrics.items() if name.startswith("loss/")), jnp.ones(())
+  )
+  return gradients, metrics
