@@ -88,6 +88,11 @@ def test_auc_by_length_puts_every_item_in_one_bin_and_names_its_range():
   assert [row.auc.value for row in rows] == [1.0, 0.0]
 
 
+def test_items_of_one_length_share_the_shorter_bin():
+  rows = classification.auc_by_length(np.arange(10.0), [1, 0] * 5, [1] + [5] * 5 + [8] * 4, bins=2)
+  assert [row[:3] for row in rows] == [(1, 5, 6), (8, 8, 4)]
+
+
 def test_bins_without_two_of_each_class_are_left_out():
   rows = classification.auc_by_length(
     np.arange(6.0), [1, 1, 1, 0, 1, 0], [1, 1, 1, 9, 9, 9], bins=2

@@ -62,8 +62,9 @@ def test_the_win_rate_interval_is_that_of_resampling_prompts_one_by_one():
 
 
 def test_the_same_seed_gives_the_same_interval():
-  a, b = np.random.default_rng(1).normal(size=(2, 50))
-  assert judges.win_rate(a, b, 7) == judges.win_rate(a, b, 7)
+  a, b = np.random.default_rng(1).normal(size=(2, 997))
+  first, again, other = (judges.win_rate(a, b, seed, resamples=50) for seed in (7, 7, 8))
+  assert first == again != other
 
 
 def test_the_interval_covers_the_true_win_rate_about_19_times_in_20():
