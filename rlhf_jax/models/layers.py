@@ -1,0 +1,139 @@
+"""Layers shared by the model families: linear maps with LoRA, norms, rotary positions, attention.
+
+Everything is float32 but the inputs of matrix products, which `products` rounds to `dtype`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rlhf_jax.models import products
+
+Array = jax.Array
+
+
+def along_last(vector: Array, x: Array) -> Array:
+  """`vector`[D] with the rank of `x`, to broadcast over its last axis."""
+  return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Dense(nn.Module):
+  """x W + b, and + (x A) B when the tree holds LoRA leaves (arXiv:2106.09685, eq. 3)."""
+
+  features: int
+  dtype: str
+  bias: bool = False
+  std: float = 0.02
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.initializers.normal(self.std)
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    y = products.matmul(x, kernel, self.dtype)
+    if self.bias:
+      y += along_last(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+    if self.has_variable("params", "lora_a"):
+      low = products.matmul(x, self.get_variable("params", "lora_a"), self.dtype)
+      y += products.matmul(low, self.get_variable("params", "lora_b"), self.dtype)
+    return y
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x²) + ε) · scale (arXiv:1910.07467)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * lax.rsqrt(mean_square + self.eps) * along_last(scale, x)
+
+
+class LayerNorm(nn.Module):
+  """(x − mean) / sqrt(variance + ε) · scale + bias (arXiv:1607.06450)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * lax.rsqrt(variance + self.eps) * along_last(scale, x) + along_last(bias, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+  """Rotary positions (arXiv:2104.09864) and how their frequencies are stretched for long contexts."""
+
+  theta: float = 10000.0
+  kind: str = "default"  # default | linear | llama3
+  factor: float = 1.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_positions: int = 8192
+
+  def frequencies(self, channels: int) -> np.ndarray:
+    """Radians a position, float32[C/2]."""
+    frequencies = self.theta ** (-np.arange(0, channels, 2) / channels)
+    if self.kind == "linear":
+      frequencies = frequencies / self.factor
+    if self.kind == "llama3":
+      # Waves longer than the original context are slowed by `factor`, short ones are kept, and
+      # those between are blended (the Llama 3.1 rule).
+      turns = self.original_max_positions * frequencies / (2 * np.pi)
+      keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+      keep = np.clip(keep, 0.0, 1.0)
+      frequencies = keep * frequencies + (1 - keep) * frequencies / self.factor
+    return frequencies.astype(np.float32)
+
+  def tables(self, positions: Array, channels: int) -> tuple[Array, Array]:
+    """cos and sin of every angle, float32[B, 1, T, C/2]."""
+    angles = positions[:, None, :, None].astype(jnp.float32)
+    angles = angles * self.frequencies(channels)[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
+  """Turns channel pairs (c, c + C/2) of x float32[B, H, T, C] by their angles."""
+  cos, sin = tables
+  first, second = jnp.split(x, 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def split_heads(x: Array, heads: int) -> Array:
+  """[B, T, H·C] -> [B, H, T, C]."""
+  return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
+
+
+def merge_heads(x: Array) -> Array:
+  """[B, H, T, C] -> [B, T, H·C]."""
+  return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array, dtype: str) -> Array:
+  """softmax(q kᵀ / √C) v over the allowed keys, float32[B, H, T, C]; each of K groups shares a key head.
+
+  q is [B, H, T, C], k and v are [B, K, S, C], mask is bool[B, T, S]. A query that may look nowhere
+  (padding) averages everything: meaningless, but finite, so that masks can drop it.
+  """
+  B, H, T, C = q.shape
+  K, S = k.shape[1:3]
+  q = q.reshape(B, K, H // K * T, C) * C**-0.5
+  scores = products.matmul_transposed(q, k, dtype).reshape(B, H, T, S)
+  scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+  probabilities = jax.nn.softmax(scores, axis=-1).reshape(B, K, H // K * T, S)
+  return products.matmul(probabilities, v, dtype).reshape(B, H, T, C)
+
+
+def write_cache(cache: Array, new: Array, slot: Array) -> Array:
+  """`cache`[B, K, S, C] with `new`[B, K, T, C] in slots `slot`, `slot` + 1, ..."""
+  return lax.dynamic_update_slice(cache, new.astype(cache.dtype), (0, 0, slot, 0))

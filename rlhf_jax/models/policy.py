@@ -1,0 +1,92 @@
+"""Policies and reward models made from a language model and heads: what the algorithms call.
+
+The trees are those of `types.Policy` and `types.Scorer`: `params["model"]` is an adapter over
+`frozen["base"]`, or a whole model where that is {}.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models import heads, lora
+from rlhf_jax.ops import logprobs
+from rlhf_jax.types import LanguageModel, Params, Policy, Scorer, Sequences, TokenStats
+
+Array = jax.Array
+
+CRITICS = ("none", "shared", "separate")
+
+
+def make_policy(
+  model: LanguageModel,
+  *,
+  lora_scale: float = 1.0,
+  critic: str = "none",
+  chunk: int = logprobs.CHUNK,
+) -> Policy:
+  """`model` as a policy.
+
+  `critic` says where values come from: "shared" is `params["value_head"]` on the policy's own
+  trunk, "separate" is `params["critic"]`, a trunk and head of its own. Parameters without the head,
+  such as the reference's, get values None. `chunk` is how many tokens' logits are alive at once.
+  """
+  if critic not in CRITICS:
+    raise ValueError(f"critic={critic!r} is not one of {', '.join(CRITICS)}.")
+
+  def trunk(tree: Params, frozen: Params, sequences: Sequences):
+    return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), sequences)
+
+  def values(params, frozen, sequences, hidden) -> Array | None:
+    if critic == "shared" and "value_head" in params:
+      return _aligned_values(params["value_head"], hidden, sequences.segments)
+    if critic == "separate" and "critic" in params:
+      hidden, _ = trunk(params["critic"], frozen, sequences)
+      return _aligned_values(params["critic"]["value_head"], hidden, sequences.segments)
+    return None
+
+  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
+    hidden, unembed = trunk(params, frozen, sequences)
+    logps, entropy = logprobs.token_stats(
+      hidden, sequences.tokens, sequences.segments, unembed, temperature, chunk=chunk
+    )
+    return TokenStats(logps, entropy, values(params, frozen, sequences, hidden))
+
+  def kl(params, other, frozen, sequences: Sequences, temperature=1.0) -> Array:
+    hidden_p, unembed_p = trunk(params, frozen, sequences)
+    hidden_q, unembed_q = trunk(other, frozen, sequences)
+    return logprobs.exact_kl(
+      hidden_p, hidden_q, sequences.segments, unembed_p, unembed_q, temperature, chunk=chunk
+    )
+
+  return Policy(evaluate, kl)
+
+
+def make_scorer(model: LanguageModel, *, lora_scale: float = 1.0) -> Scorer:
+  """`model` as a reward model: `params["reward_head"]` at each row's last token.
+
+  A tree with a "base" of its own stands on that instead of the one shared in `frozen`.
+  """
+
+  def score(params, frozen, sequences: Sequences) -> Array:
+    base = params.get("base", frozen.get("base", {}))
+    hidden, _ = _trunk(model, lora_scale, params["model"], base, sequences)
+    T = sequences.segments.shape[1]
+    last = jnp.max(jnp.where(sequences.segments > 0, jnp.arange(T)[None], 0), axis=1)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [B, D]
+    return heads.apply_head(params["reward_head"], hidden)
+
+  return Scorer(score)
+
+
+def _trunk(model, lora_scale, adapter, base, sequences):
+  """hidden[B, T, D], and the unembedding that goes with it."""
+  weights = lora.attach(base, adapter, lora_scale)
+  hidden = model.hidden(weights, sequences.tokens, sequences.positions, sequences.segments)
+  return hidden, lambda hidden: model.unembed(weights, hidden)
+
+
+def _aligned_values(head: Params, hidden: Array, segments: Array) -> Array:
+  """float32[B, T]: the value before token t is read at t − 1, and is 0 where a segment begins."""
+  values = heads.apply_head(head, hidden[:, :-1])
+  return jnp.where(logprobs.predicted(segments), jnp.pad(values, ((0, 0), (1, 0))), 0.0)

@@ -1,0 +1,91 @@
+"""Matrix products in a compute dtype, with float32 accumulation and float32 output.
+
+Every product of every model goes through `matmul` or `matmul_transposed`. In float32 they are the
+plain products at full precision (no TF32, no bfloat16 passes). In bfloat16 both inputs are rounded,
+and a custom derivative keeps it so in the backward pass, where JAX alone would multiply the float32
+cotangent with a bfloat16 matrix and leave the fast path of every backend.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+Array = jax.Array
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def matmul(x: Array, kernel: Array, dtype: str) -> Array:
+  """x[..., I] @ kernel[I, O], float32[..., O]; leading axes shared by both are batch axes."""
+  return _product(x, kernel, dtype, False)
+
+
+def matmul_transposed(x: Array, rows: Array, dtype: str) -> Array:
+  """x[..., I] @ rows[O, I]ᵀ, float32[..., O]: a tied unembedding, or the scores of attention."""
+  return _product(x, rows, dtype, True)
+
+
+def _product(x, matrix, dtype, transposed):
+  lead = x.shape[:-1]
+  if matrix.ndim == 2:
+    x = x.reshape(-1, x.shape[-1])
+  x = x.astype(jnp.float32)
+  if dtype == "bfloat16":
+    out = _bfloat16_product(x, matrix, transposed)
+  else:
+    out = _dot(x, matrix.astype(jnp.float32), transposed)
+  return out.reshape(*lead, out.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _bfloat16_product(x, matrix, transposed):
+  return _dot(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), transposed)
+
+
+def _forward(x, matrix, transposed):
+  x = x.astype(jnp.bfloat16)
+  return _dot(x, matrix.astype(jnp.bfloat16), transposed), (x, matrix)
+
+
+def _backward(transposed, residuals, g):
+  # A frozen matrix asks for no gradient; its product is then unused and the compiler drops it.
+  x, matrix = residuals
+  g = g.astype(jnp.bfloat16)
+  dx = _dot(g, matrix.astype(jnp.bfloat16), not transposed)
+  if transposed:
+    dmatrix = _dot(_transpose(g), x, False)
+  else:
+    dmatrix = _dot(_transpose(x), g, False)
+  return dx, dmatrix.astype(matrix.dtype)
+
+
+_bfloat16_product.defvjp(_forward, _backward)
+
+
+def _dot(x, matrix, transposed):
+  batch = tuple(range(x.ndim - 2))
+  contract = ((x.ndim - 1,), (matrix.ndim - 1 if transposed else matrix.ndim - 2,))
+  return lax.dot_general(
+    x,
+    matrix,
+    (contract, (batch, batch)),
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _transpose(x):
+  """The last two axes swapped in memory.
+
+  On a CPU, XLA folds a plain transpose into the product, which then misses the bfloat16 units:
+  363 GFLOP/s against 872 with the copy, for [1024, 576]ᵀ @ [1024, 1536] on two AVX512-BF16 cores.
+  """
+  x = jnp.swapaxes(x, -1, -2)
+  if jax.default_backend() == "cpu":
+    x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+  return x
