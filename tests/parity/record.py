@@ -1,0 +1,171 @@
+"""What the generators of `tests/golden/` share: seeded inputs, stand-ins for absent packages, the file format.
+
+Each `<library>_golden.py` beside this file runs in an environment of its own that has the library; its
+docstring says how to build one. The project and its tests need none of them.
+
+Inputs are multiples of 1/64, so that float32 holds them exactly and a reference that computes in
+float64 sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import json
+import pathlib
+import sys
+import types
+from unittest import mock
+
+import numpy as np
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+# Rows that end early, start late (left padding), and skip a tool's turn in the middle.
+MASK = [
+  [1, 1, 1, 1, 1, 1, 1],
+  [1, 1, 1, 1, 0, 0, 0],
+  [0, 0, 1, 1, 1, 1, 1],
+  [1, 1, 0, 0, 1, 1, 0],
+]
+B, T = 4, 7
+
+
+def grid(values) -> np.ndarray:
+  return np.round(np.asarray(values, np.float64) * 64) / 64
+
+
+def trajectories(seed: int = 1) -> dict:
+  """Rewards, values, mask and the value after the last token, for advantage estimation."""
+  rng = np.random.default_rng(seed)
+  return dict(
+    rewards=grid(rng.normal(0, 1, (B, T))),
+    values=grid(rng.normal(0, 2, (B, T))),
+    mask=np.asarray(MASK, np.float64),
+    bootstrap=grid([0.0, 1.5, -0.75, 0.25]),
+  )
+
+
+def policy_step(seed: int = 2) -> dict:
+  """Log-probabilities far enough from the old ones that the clip acts on both sides and both signs."""
+  rng = np.random.default_rng(seed)
+  old_logps = grid(-rng.gamma(2.0, 1.0, (B, T)) - 0.5)
+  return dict(
+    logps=grid(old_logps + rng.normal(0, 0.4, (B, T))),
+    old_logps=old_logps,
+    advantages=grid(rng.normal(0, 1, (B, T))),
+    mask=np.asarray(MASK, np.float64),
+  )
+
+
+def value_step(seed: int = 3) -> dict:
+  rng = np.random.default_rng(seed)
+  old_values = grid(rng.normal(0, 1, (B, T)))
+  return dict(
+    values=grid(old_values + rng.normal(0, 0.4, (B, T))),
+    old_values=old_values,
+    returns=grid(rng.normal(0, 1.5, (B, T))),
+    mask=np.asarray(MASK, np.float64),
+  )
+
+
+def pairs(seed: int = 4, scale: float = 6.0) -> dict:
+  """Sequence log-probabilities of six preference pairs, some of them ranked wrongly by a wide margin."""
+  rng = np.random.default_rng(seed)
+  ref_w, ref_l = -rng.gamma(9.0, 3.0, (2, 6))
+  return dict(
+    logps_w=grid(ref_w + rng.normal(0, scale, 6)),
+    logps_l=grid(ref_l + rng.normal(0, scale, 6)),
+    ref_logps_w=grid(ref_w),
+    ref_logps_l=grid(ref_l),
+  )
+
+
+def token_pairs(seed: int = 5) -> dict:
+  """Token log-probabilities under a policy and a reference less than 10 nats apart."""
+  rng = np.random.default_rng(seed)
+  logps = grid(-rng.gamma(2.0, 1.0, (B, T)))
+  return dict(logps=logps, ref_logps=grid(logps + rng.normal(0, 0.8, (B, T))))
+
+
+def scores(seed: int = 6) -> dict:
+  rng = np.random.default_rng(seed)
+  return dict(chosen=grid(rng.normal(0.5, 2, 6)), rejected=grid(rng.normal(0, 2, 6)))
+
+
+def predictions(seed: int = 7, vocabulary: int = 11) -> dict:
+  """Logits before each token of ragged rows: `logits[:, t]` predicts `tokens[:, t + 1]`."""
+  rng = np.random.default_rng(seed)
+  return dict(
+    logits=grid(rng.normal(0, 2, (B, T, vocabulary))),
+    tokens=rng.integers(0, vocabulary, (B, T)),
+    mask=np.asarray(MASK, np.float64),
+  )
+
+
+class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+  """Stands in for packages that a library imports but the recorded functions never touch."""
+
+  def __init__(self, *packages: str):
+    self.packages = packages
+    sys.meta_path.append(self)  # after the real finders: an installed package is used as it is
+
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in self.packages:
+      return importlib.machinery.ModuleSpec(name, self, is_package=True)
+    return None
+
+  def create_module(self, spec):
+    module = types.ModuleType(spec.name)
+    module.__getattr__ = lambda attribute: mock.MagicMock(name=attribute)
+    return module
+
+  def exec_module(self, module):
+    pass
+
+
+class Recorder:
+  """Collects the cases of one library and writes them to `tests/golden/<library>.json`."""
+
+  def __init__(self, library: str, distribution: str, *runtime: str, precision: str = "float64"):
+    self.library = library
+    self.head = dict(
+      library=library,
+      version=importlib.metadata.version(distribution),
+      runtime={name: importlib.metadata.version(name) for name in runtime},
+      precision=precision,
+    )
+    self.cases = []
+
+  def case(self, kind, name, function, inputs, outputs, *, settings=None, gradients=None, **extra):
+    """`gradients` are of the mean loss, by input name; `extra` may hold a note and another precision."""
+    self.cases.append(
+      dict(
+        kind=kind,
+        name=name,
+        function=function,
+        settings=settings or {},
+        inputs=_plain(inputs),
+        outputs=_plain(outputs),
+        gradients=_plain(gradients or {}),
+        **extra,
+      )
+    )
+
+  def write(self):
+    fields = [
+      ",\n".join(f"   {json.dumps(key)}: {json.dumps(value)}" for key, value in case.items())
+      for case in self.cases
+    ]
+    head = ",\n".join(
+      f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self.head.items()
+    )
+    cases = ",\n".join("  {\n" + text + "\n  }" for text in fields)
+    path = GOLDEN / f"{self.library}.json"
+    path.write_text("{\n" + head + ',\n "cases": [\n' + cases + "\n ]\n}\n")
+    print(f"{path.name}: {len(self.cases)} cases")
+
+
+def _plain(arrays: dict) -> dict:
+  return {key: np.asarray(value).tolist() for key, value in arrays.items()}
