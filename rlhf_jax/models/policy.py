@@ -45,21 +45,28 @@ def make_policy(
       return _aligned_values(params["critic"]["value_head"], hidden, sequences.segments)
     return None
 
-  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
-    hidden, unembed = trunk(params, frozen, sequences)
+  def stats(params, frozen, sequences, temperature, hidden, unembed) -> TokenStats:
     logps, entropy = logprobs.token_stats(
       hidden, sequences.tokens, sequences.segments, unembed, temperature, chunk=chunk
     )
     return TokenStats(logps, entropy, values(params, frozen, sequences, hidden))
 
-  def kl(params, other, frozen, sequences: Sequences, temperature=1.0) -> Array:
+  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
+    return stats(params, frozen, sequences, temperature, *trunk(params, frozen, sequences))
+
+  def compare(params, other, frozen, sequences: Sequences, temperature=1.0):
     hidden_p, unembed_p = trunk(params, frozen, sequences)
     hidden_q, unembed_q = trunk(other, frozen, sequences)
-    return logprobs.exact_kl(
+    kl = logprobs.exact_kl(
       hidden_p, hidden_q, sequences.segments, unembed_p, unembed_q, temperature, chunk=chunk
     )
+    return (
+      stats(params, frozen, sequences, temperature, hidden_p, unembed_p),
+      stats(other, frozen, sequences, temperature, hidden_q, unembed_q),
+      kl,
+    )
 
-  return Policy(evaluate, kl)
+  return Policy(evaluate, compare)
 
 
 def make_scorer(model: LanguageModel, *, lora_scale: float = 1.0) -> Scorer:
