@@ -1,0 +1,160 @@
+"""What a run learns from and is judged on, tokenized: one `Task` for every stage.
+
+`reviews`: food reviews with star labels. SFT learns their text, the reward model compares great ones
+with others, prompts are the openings of reviews.
+`jsonl`: your own files, one object a line: `sft` {"prompt", "response"}, `pairs` {"prompt", "chosen",
+"rejected"}, `prompts` {"prompt"}, `test_prompts` {"prompt"}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.config import hyperparameters, option, suggest
+from rlhf_jax.data import jsonl, reviews
+from rlhf_jax.data.examples import Example, Pair
+
+
+@hyperparameters
+class Settings:
+  """Which data, and how long."""
+
+  source: str = option("reviews", choices=("reviews", "jsonl"))
+  max_tokens: int = option(
+    128, at_least=2
+  )  # of a text; longer ones are cut (reviews) or skipped (jsonl)
+  prompt_tokens: int = option(
+    8, at_least=1
+  )  # reviews: opening that a prompt takes; jsonl: longest prompt
+  test_prompts: int = option(400, at_least=1)
+  reviews: int = option(2500, at_least=10)  # for SFT and the reward model, the rest is the judge's
+  sft: str = ""
+  pairs: str = ""
+  prompts: str = ""
+  test: str = ""
+
+
+class Labelled(NamedTuple):
+  """Texts with a human label, 1 the better."""
+
+  examples: list[Example]
+  texts: list[str]
+  labels: np.ndarray
+
+
+class Task(NamedTuple):
+  sft: list[Example]
+  pairs: Callable[[int], list[Pair]]  # epoch -> that epoch's pairs
+  prompts: list[Example]
+  test_prompts: list[Example]
+  held_out: Labelled | None  # to measure the reward model on
+  train: Labelled | None  # what the reward model's baseline may learn from
+  judge: Labelled | None  # for the judge alone
+  notes: tuple[str, ...]  # sizes, skipped rows
+
+
+def load_task(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> Task:
+  """`rollout_tokens`: the longest response sampled in training.
+
+  Raises FileNotFoundError or ValueError that names file, line or field.
+  """
+  builders = {"reviews": _reviews, "jsonl": _jsonl}
+  if settings.source not in builders:
+    raise ValueError(f"data.source={settings.source!r}{suggest(settings.source, builders)}")
+  return builders[settings.source](settings, tokenizer, rollout_tokens, seed)
+
+
+def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> Task:
+  splits = reviews.load_reviews(seed, train_size=settings.reviews)
+  limit, opening = settings.max_tokens, settings.prompt_tokens
+  end = tokenizer.eos_token_id
+
+  def encode(dataset) -> dict[str, list[int]]:
+    ids = tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]
+    return dict(zip(dataset["id"], ([*tokens, end] for tokens in ids), strict=True))
+
+  train, test = encode(splits.train), encode(splits.test)
+  cut = lambda tokens, size=limit: tokens[:size]
+
+  def prompts(encoded, count=None):
+    long_enough = [(i, t) for i, t in encoded.items() if len(t) > opening + 1]
+    return [Example(i, t[:opening], opening) for i, t in long_enough[:count]]
+
+  def labelled(dataset, encoded) -> Labelled:
+    examples = [Example(i, cut(encoded[i]), 0) for i in dataset["id"]]
+    return Labelled(examples, list(dataset["text"]), np.asarray(dataset["label"]))
+
+  def pairs(epoch: int) -> list[Pair]:
+    """Half of the pairs, at random, cut to the length of a rollout, which is what will be scored."""
+    chosen = reviews.pairs(splits.train, seed=seed + epoch)
+    rng = np.random.default_rng((seed, epoch))
+    short = rng.random(len(chosen)) < 0.5
+    sizes = np.where(short, min(opening + rollout_tokens, limit), limit)
+    text = lambda i, size: Example(i, cut(train[i], size), 0)
+    ids = zip(chosen["chosen_id"], chosen["rejected_id"], sizes, strict=True)
+    return [Pair(text(w, n), text(l, n)) for w, l, n in ids]
+
+  test_prompts = prompts(test, settings.test_prompts)
+  return Task(
+    sft=[Example(i, cut(tokens), 0) for i, tokens in train.items()],
+    pairs=pairs,
+    prompts=prompts(train),
+    test_prompts=test_prompts,
+    held_out=labelled(splits.test, test),
+    train=labelled(splits.train, train),
+    judge=labelled(splits.judge, encode(splits.judge)),
+    notes=(splits.describe(),),
+  )
+
+
+def _jsonl(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> Task:
+  notes: list[str] = []
+  end = tokenizer.eos_token_id
+
+  def encode(text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+  def example(row, field) -> Example:
+    prompt = encode(row["prompt"])
+    return Example(f"{row['id']}", [*prompt, *encode(row[field]), end], len(prompt))
+
+  def answer_fits(row, *fields) -> str | None:
+    longest = max(len(example(row, f).tokens) for f in fields)
+    if len(encode(row["prompt"])) >= settings.max_tokens:
+      return f"the prompt leaves no room to answer within data.max_tokens={settings.max_tokens}"
+    if longest > settings.max_tokens:
+      return f"{longest} tokens exceed data.max_tokens={settings.max_tokens}"
+    return None
+
+  def prompt_fits(row) -> str | None:
+    size = len(encode(row["prompt"]))
+    if size > settings.prompt_tokens:
+      return f"a prompt of {size} tokens exceeds data.prompt_tokens={settings.prompt_tokens}"
+    return None
+
+  def read(name, fields, check):
+    path = getattr(settings, name)
+    rows = jsonl.read(path, fields, check, notes) if path else []
+    return rows
+
+  sft = read("sft", ("prompt", "response"), lambda r: answer_fits(r, "response"))
+  pairs = read(
+    "pairs", ("prompt", "chosen", "rejected"), lambda r: answer_fits(r, "chosen", "rejected")
+  )
+  prompts = read("prompts", ("prompt",), prompt_fits)
+  test = read("test", ("prompt",), prompt_fits)
+  as_prompt = lambda r: Example(r["id"], encode(r["prompt"]), len(encode(r["prompt"])))
+  tokenized_pairs = [Pair(example(r, "chosen"), example(r, "rejected")) for r in pairs]
+  return Task(
+    sft=[example(r, "response") for r in sft],
+    pairs=lambda epoch: tokenized_pairs,
+    prompts=[as_prompt(r) for r in prompts],
+    test_prompts=[as_prompt(r) for r in test][: settings.test_prompts],
+    held_out=None,
+    train=None,
+    judge=None,
+    notes=tuple(notes),
+  )
