@@ -1,0 +1,131 @@
+"""Conversations and prompt-response pairs as tokens, with a mask of those that the assistant wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
+
+GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Tokenized(NamedTuple):
+  """One row, before padding."""
+
+  tokens: list[int]
+  response_mask: list[int]  # 1 on tokens the assistant wrote, its end-of-turn token included
+
+
+def plain(tokenizer: PreTrainedTokenizerFast, prompt: str, response: str) -> Tokenized:
+  """`prompt` and `response` without a template: beginning mark if the tokenizer adds one, both texts, EOS.
+
+  The two texts are tokenized apart, as they are when a policy continues the prompt.
+  """
+  head = plain_prompt(tokenizer, prompt)
+  body = tokenizer(response, add_special_tokens=False).input_ids
+  if tokenizer.eos_token_id is not None:
+    body = [*body, tokenizer.eos_token_id]
+  return Tokenized([*head, *body], [0] * len(head) + [1] * len(body))
+
+
+def plain_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+  """Tokens of `prompt` after the beginning mark, if the tokenizer adds one; never an end mark."""
+  marks = tokenizer("").input_ids
+  begins = [tokenizer.bos_token_id] if tokenizer.bos_token_id in marks[:1] else []
+  return begins + tokenizer(prompt, add_special_tokens=False).input_ids
+
+
+def conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Tokenized:
+  """A whole conversation through the chat template, with a mask over every assistant turn.
+
+  A template with generation markers says itself which tokens these are. Otherwise a turn is what rendering up to it
+  adds to the prompt before it, up to the last special token; a line break after that one is the template's, not the
+  assistant's. Raises ValueError where the messages are malformed, or where the template rewrites earlier turns.
+  """
+  _check(messages)
+  if not any(message["role"] == "assistant" for message in messages):
+    raise ValueError(
+      "The conversation has no assistant message, so there is nothing to learn from."
+    )
+  if GENERATION_MARKER.search(_template(tokenizer)):
+    rendered = tokenizer.apply_chat_template(
+      list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return Tokenized(list(rendered["input_ids"]), list(rendered["assistant_masks"]))
+
+  text = _render(tokenizer, messages)
+  encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+  mask = [0] * len(encoded.input_ids)
+  for i, message in enumerate(messages):
+    if message["role"] == "assistant":
+      first, last = _turn(tokenizer, messages, i, text)
+      inside = [
+        # A token that begins in the prompt is the prompt's, even where it reaches into the turn.
+        j
+        for j, (start, end) in enumerate(encoded.offset_mapping)
+        if first <= start < last and end > first
+      ]
+      for j in _until_last_special(tokenizer, encoded.input_ids, inside):
+        mask[j] = 1
+  return Tokenized(encoded.input_ids, mask)
+
+
+def conversation_prompt(
+  tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
+) -> list[int]:
+  """Tokens of `messages` through the chat template, up to where the assistant's next turn begins."""
+  _check(messages)
+  text = _render(tokenizer, messages, add_generation_prompt=True)
+  return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _check(messages: Sequence[Message]) -> None:
+  if not messages:
+    raise ValueError("The conversation is empty; it needs at least one message.")
+  for i, message in enumerate(messages):
+    for field in ("role", "content"):
+      if not isinstance(message, Mapping) or not isinstance(message.get(field), str):
+        raise ValueError(
+          f'messages[{i}] needs a text in {field}: {{"role": "user", "content": "..."}}.'
+        )
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> str:
+  if not tokenizer.chat_template:
+    raise ValueError(
+      "The tokenizer has no chat template; give rows a prompt and a response instead of messages,"
+      " or set tokenizer.chat_template."
+    )
+  return tokenizer.get_chat_template()
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], **options) -> str:
+  _template(tokenizer)
+  return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+
+
+def _turn(tokenizer, messages: Sequence[Message], i: int, text: str) -> tuple[int, int]:
+  """Where in `text`, the whole conversation rendered, the assistant's turn `messages[i]` begins and ends."""
+  before = _render(tokenizer, messages[:i], add_generation_prompt=True)
+  after = _render(tokenizer, messages[: i + 1])
+  for prefix, what in ((before, f"before messages[{i}]"), (after, f"up to messages[{i}]")):
+    if not text.startswith(prefix):
+      raise ValueError(
+        f"The chat template rewrites earlier turns: what it renders {what} ends in {prefix[-40:]!r} and is not how the"
+        " whole conversation begins, so the assistant's tokens can not be told. Use a template with generation"
+        " markers, or give each row one assistant turn."
+      )
+  return len(before), len(after)
+
+
+def _until_last_special(tokenizer, tokens: list[int], inside: list[int]) -> list[int]:
+  """`inside` without the blanks that follow the turn's last special token."""
+  special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+  last = max((n for n, j in enumerate(inside) if tokens[j] in special), default=None)
+  if last is None or tokenizer.decode([tokens[j] for j in inside[last + 1 :]]).strip():
+    return inside
+  return inside[: last + 1]
