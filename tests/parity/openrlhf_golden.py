@@ -13,11 +13,14 @@ import numpy as np
 import record
 import torch
 
-record.Absent("deepspeed", "ray", "flash_attn", "torchdata", "pylatexenc", "vllm")
+record.Absent("deepspeed", "ray", "torchdata", "pylatexenc", "vllm")
+FLASH = record.Absent("flash_attn")
 
 from openrlhf.models import loss as losses  # noqa: E402
 from openrlhf.models import utils  # noqa: E402
 from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController  # noqa: E402
+
+FLASH.withdraw()  # without it log-probabilities are plain torch
 
 GOLDEN = record.Recorder("openrlhf", "openrlhf", "torch")
 
@@ -55,7 +58,7 @@ def record_policy_loss():
 
 
 def record_value_loss():
-  for seed, clip_eps in ((3, 0.2), (13, 0.5)):
+  for seed, clip_eps in ((3, 0.2), (13, 0.45)):
     inputs = record.value_step(seed)
     x = tensors(inputs, "values")
     loss = losses.ValueLoss(clip_eps=clip_eps)(

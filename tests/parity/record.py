@@ -124,6 +124,12 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def exec_module(self, module):
     pass
 
+  def withdraw(self):
+    """From here on the packages are missing again, for functions that fall back on their own code."""
+    sys.meta_path.remove(self)
+    for name in [name for name in sys.modules if name.split(".")[0] in self.packages]:
+      del sys.modules[name]
+
 
 class Recorder:
   """Collects the cases of one library and writes them to `tests/golden/<library>.json`."""

@@ -105,7 +105,7 @@ def record_policy_loss():
 
 
 def record_value_loss():
-  for seed, clip_eps in ((3, 0.2), (13, 0.5)):
+  for seed, clip_eps in ((3, 0.2), (13, 0.45)):
     inputs = record.value_step(seed)
     example = SimpleNamespace(
       prompt_ids=None,

@@ -1,0 +1,302 @@
+"""Every loss against the reference libraries' own numbers, then by hand, then at the identities.
+
+`tests/golden/*.json` holds what rlax, Tunix, OpenRLHF, TRL and Transformers computed, mostly in
+float64, for inputs that float32 holds exactly. Ours, in float32, must agree to 1e-6 of the largest
+entry, in value and in gradient. A new reference is a case in a JSON file; a new kind of case is one
+function in `OURS`.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import types
+from rlhf_jax.algorithms import dpo, ppo, sft
+from rlhf_jax.ops import kl, logprobs, preference, returns, sampling, stats
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+TOLERANCE = 1e-6
+LIBRARIES = ("rlax", "tunix", "openrlhf", "trl", "transformers")
+
+
+def sequences(mask):
+  """Rows in which every token is real and `mask` says which ones the policy chose."""
+  ones = jnp.ones(mask.shape, jnp.int32)
+  return types.Sequences(ones, jnp.cumsum(ones, axis=1) - 1, ones, mask)
+
+
+# A policy whose parameters are the token statistics themselves.
+def evaluate(params, frozen, batch, temperature):
+  return types.TokenStats(params["logps"], jnp.zeros_like(params["logps"]), params.get("values"))
+
+
+def compare(params, other, frozen, batch, temperature):
+  both = evaluate(params, {}, batch, 1.0), evaluate(other, {}, batch, 1.0)
+  return *both, jnp.zeros_like(params["logps"])
+
+
+TABLE_POLICY = types.Policy(evaluate, compare)
+
+
+def gae(x, *, gamma, lambda_):
+  advantages = returns.gae(
+    x["rewards"], x["values"], x["mask"], x["bootstrap"], gamma=gamma, lambda_=lambda_
+  )
+  return {"advantages": advantages, "returns": stats.masked(advantages + x["values"], x["mask"])}
+
+
+def ppo_terms(params, x, config):
+  batch = ppo.Batch(
+    sequences(x["mask"]),
+    old_logps=x.get("old_logps", jnp.zeros_like(x["mask"])),
+    old_values=x.get("old_values", jnp.zeros_like(x["mask"])),
+    advantages=x.get("advantages", jnp.zeros_like(x["mask"])),
+    returns=x.get("returns", jnp.zeros_like(x["mask"])),
+  )
+  return ppo.make(TABLE_POLICY).loss(params, {}, batch, config, {})
+
+
+def clipped_surrogate(x, *, clip_eps):
+  def loss(logps):
+    params = {"logps": logps, "values": jnp.zeros_like(logps)}
+    terms, metrics = ppo_terms(params, x, ppo.Config(clip_eps=clip_eps))
+    return terms["policy"].value, metrics["policy/clip_fraction"].value
+
+  (mean, clipped), gradient = jax.value_and_grad(loss, has_aux=True)(x["logps"])
+  return {"mean_loss": mean, "clip_fraction": clipped, "gradient": {"logps": gradient}}
+
+
+def clipped_value_loss(x, *, clip_eps):
+  def loss(values):
+    params = {"logps": jnp.zeros_like(values), "values": values}
+    terms, _ = ppo_terms(params, x, ppo.Config(value_clip_eps=clip_eps, value_coef=1.0))
+    return terms["value"].value
+
+  mean, gradient = jax.value_and_grad(loss)(x["values"])
+  return {"mean_loss": mean, "gradient": {"values": gradient}}
+
+
+def shaped_reward(x, *, kl_coef, reward_clip):
+  """The rewards that PPO's advantages start from: with values 0 and lambda 0 they are the advantages."""
+  score_early = jnp.zeros_like(x["mask"]).at[:, 4].set(x["scores"])
+  score_early = score_early.at[1].set(0.0).at[1, 2].set(x["scores"][1])  # row 1 ends before
+  rollout = types.Rollout(
+    sequences(x["mask"]),
+    logps=x["logps"],
+    ref_logps=x["ref_logps"],
+    values=jnp.zeros_like(x["mask"]),
+    rewards=score_early,
+    truncated=jnp.zeros(len(x["mask"]), bool),
+    bootstrap=jnp.zeros(len(x["mask"])),
+  )
+  config = ppo.Config(
+    kl_coef=kl_coef, reward_clip=reward_clip, gae_lambda=0.0, whiten_advantages=False
+  )
+  params = {"logps": x["logps"], "values": jnp.zeros_like(x["mask"])}
+  frozen = {"reference": {"logps": x["ref_logps"]}}
+  algorithm = ppo.make(TABLE_POLICY)
+  extra = algorithm.init_extra(params, config)
+  batch, _ = algorithm.annotate(params, frozen, rollout, config, extra)
+  return {"rewards": batch.advantages}
+
+
+def dpo_pairs(x, **settings):
+  config = dpo.Config(**settings)
+
+  def loss(logps_w, logps_l):
+    losses = dpo.dpo_loss(logps_w, logps_l, x["ref_logps_w"], x["ref_logps_l"], config)
+    return jnp.mean(losses), losses
+
+  args = (x["logps_w"], x["logps_l"])
+  (mean, losses), gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*args)
+  return {
+    "mean_loss": mean,
+    "losses": losses,
+    "rewards_w": config.beta * (x["logps_w"] - x["ref_logps_w"]),
+    "rewards_l": config.beta * (x["logps_l"] - x["ref_logps_l"]),
+    "gradient": dict(zip(("logps_w", "logps_l"), gradient, strict=True)),
+  }
+
+
+def bradley_terry(x):
+  loss = lambda chosen, rejected: jnp.mean(preference.bradley_terry_loss(chosen, rejected))
+  mean, gradient = jax.value_and_grad(loss, argnums=(0, 1))(x["chosen"], x["rejected"])
+  return {
+    "mean_loss": mean,
+    "gradient": dict(zip(("chosen", "rejected"), gradient, strict=True)),
+  }
+
+
+def sft_loss(x):
+  def loss(logps):
+    batch = sequences(x["mask"])
+    terms, _ = sft.make(TABLE_POLICY).loss({"logps": logps}, {}, batch, sft.Config(), {})
+    return terms["nll"].value
+
+  mean, gradient = jax.value_and_grad(loss)(x["logps"])
+  return {"mean_loss": mean, "gradient": {"logps": gradient}}
+
+
+def kl_estimate(x, *, estimator):
+  function = kl.KL_ESTIMATORS[estimator]
+  mean = lambda logps: jnp.mean(function(logps, x["ref_logps"]))
+  return {
+    "kl": function(x["logps"], x["ref_logps"]),
+    "gradient": {"logps": jax.grad(mean)(x["logps"])},
+  }
+
+
+def token_logps(x, *, temperature):
+  tokens = x["tokens"].astype(jnp.int32)
+
+  def stats_of(logits):
+    unembed = lambda hidden: hidden  # the hidden states are the logits
+    segments = jnp.ones_like(tokens)
+    logps, entropy = logprobs.token_stats(logits, tokens, segments, unembed, temperature, chunk=8)
+    return logps[:, 1:], entropy[:, 1:]
+
+  logps, entropy = stats_of(x["logits"])
+  gradient = jax.grad(lambda logits: jnp.mean(stats_of(logits)[0]))(x["logits"])
+  return {"logps": logps, "entropy": entropy, "gradient": {"logits": gradient}}
+
+
+def bessel(mask):
+  """From the biased variance, which is ours, to the unbiased one."""
+  return jnp.sum(mask) / (jnp.sum(mask) - 1)
+
+
+def masked_statistics(x, *, variance):
+  var = stats.masked_var(x["values"], x["mask"])
+  if variance == "unbiased":
+    var = var * bessel(x["mask"])
+  return {"mean": stats.masked_mean(x["values"], x["mask"]), "variance": var}
+
+
+def whiten(x, *, variance, shift_mean=True):
+  whitened = stats.whiten(x["values"], x["mask"], shift_mean=shift_mean)
+  if variance == "unbiased":
+    mean = jnp.zeros(()) if shift_mean else stats.masked_mean(x["values"], x["mask"])
+    whitened = (whitened - mean) / jnp.sqrt(bessel(x["mask"])) + mean
+  return {"whitened": stats.masked(whitened, x["mask"])}
+
+
+def truncate(x, **settings):
+  return {"probs": jax.nn.softmax(sampling.truncate(x["logits"], **settings), axis=-1)}
+
+
+def adaptive_kl(x, *, initial, target, horizon, episodes):
+  coefficients = [jnp.asarray(initial)]
+  for observed in x["kl"]:
+    coefficients.append(
+      kl.adaptive_coefficient(coefficients[-1], observed, episodes, target=target, horizon=horizon)
+    )
+  return {"coefficients": jnp.stack(coefficients[1:])}
+
+
+OURS = {
+  "gae": gae,
+  "clipped_surrogate": clipped_surrogate,
+  "clipped_value_loss": clipped_value_loss,
+  "shaped_reward": shaped_reward,
+  "dpo": dpo_pairs,
+  "bradley_terry": bradley_terry,
+  "sft": sft_loss,
+  "kl": kl_estimate,
+  "token_logps": token_logps,
+  "masked_statistics": masked_statistics,
+  "whiten": whiten,
+  "truncate": truncate,
+  "adaptive_kl": adaptive_kl,
+}
+
+
+def cases():
+  """(library file's head, case) for every recorded case."""
+  for library in LIBRARIES:
+    golden = json.loads((GOLDEN / f"{library}.json").read_text())
+    for case in golden["cases"]:
+      yield golden, case
+
+
+def errors(case) -> tuple[dict, dict]:
+  """The largest difference over the largest entry, for each recorded output and each gradient."""
+  inputs = {name: jnp.asarray(value, jnp.float32) for name, value in case["inputs"].items()}
+  ours = OURS[case["kind"]](inputs, **case["settings"])
+  gradients = ours.pop("gradient", {})
+
+  def error(mine, reference):
+    reference = np.asarray(reference)
+    assert mine.shape == reference.shape
+    difference = np.abs(np.asarray(mine, np.float64) - reference).max()
+    return difference / max(np.abs(reference).max(), np.finfo(np.float32).tiny)
+
+  return (
+    {name: error(ours[name], value) for name, value in case["outputs"].items()},
+    {name: error(gradients[name], value) for name, value in case["gradients"].items()},
+  )
+
+
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(case, id=f"{golden['library']}: {case['kind']}, {case['name']}")
+    for golden, case in cases()
+  ],
+)
+def test_values_and_gradients_are_those_of_the_reference(case):
+  values, gradients = errors(case)
+  too_far = {name: e for name, e in {**values, **gradients}.items() if not e <= TOLERANCE}
+  assert not too_far, f"{case['function']} differs in {too_far}"
+
+
+def test_dpo_by_hand():
+  # h = (-1 + 2) - (-3 + 2.5) = 1.5, and -log sigmoid(0.15) = log(1 + e^-0.15)
+  pair = [jnp.asarray([x]) for x in (-1.0, -3.0, -2.0, -2.5)]
+  np.testing.assert_allclose(dpo.dpo_loss(*pair, dpo.Config(beta=0.1)), [0.62095705], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("loss_type", "expected"), [("sigmoid", np.log(2.0)), ("hinge", 1.0), ("ipo", 25.0)]
+)
+def test_dpo_at_the_reference_does_not_depend_on_the_pair(loss_type, expected):
+  logps_w, logps_l = jnp.asarray([-3.0, -40.0, 0.0]), jnp.asarray([-7.0, -2.0, -1.0])
+  losses = dpo.dpo_loss(
+    logps_w, logps_l, logps_w, logps_l, dpo.Config(beta=0.1, loss_type=loss_type)
+  )
+  np.testing.assert_allclose(losses, np.full(3, expected), rtol=1e-6)
+
+
+def test_dpo_with_smoothing_one_half_cannot_tell_the_pair():
+  pair = [jnp.asarray([x]) for x in (-1.0, -3.0, -2.0, -2.5)]
+  turned = [pair[1], pair[0], pair[3], pair[2]]
+  config = dpo.Config(label_smoothing=0.5)
+  np.testing.assert_allclose(dpo.dpo_loss(*pair, config), dpo.dpo_loss(*turned, config), rtol=1e-6)
+
+
+def test_the_first_ppo_epoch_has_the_policy_gradient():
+  mask = jnp.asarray([[0.0, 1, 1, 0, 1], [1, 1, 0, 0, 0]])
+  advantages = jnp.asarray([[9.0, 1, -2, 9, 0.5], [-1, 3, 9, 9, 9]])
+  logps = jnp.linspace(-3.0, -0.5, 10).reshape(2, 5)
+  x = {"old_logps": logps, "advantages": advantages, "mask": mask}
+
+  def loss(logps):
+    params = {"logps": logps, "values": jnp.zeros_like(logps)}
+    return ppo_terms(params, x, ppo.Config())[0]["policy"].value
+
+  # The gradient of mean(-A log pi) over the five response tokens.
+  np.testing.assert_allclose(jax.grad(loss)(logps), -advantages * mask / 5, rtol=1e-6)
+
+
+def test_gae_without_discount_is_return_minus_value():
+  rewards = jnp.asarray([[0.5, -1.0, 2.0, 7.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+  values = jnp.asarray([[1.0, 2.0, 3.0, 9.0, 4.0], [0.0, -1.0, 5.0, 9.0, 9.0]])
+  mask = jnp.asarray([[1.0, 1, 1, 0, 1], [1, 1, 1, 0, 0]])
+  bootstrap = jnp.asarray([0.0, 10.0])
+  advantages = returns.gae(rewards, values, mask, bootstrap, gamma=1.0, lambda_=1.0)
+  # Row 0: rewards still to come are 2.5, 2, 3, 1. Row 1: 13, 12, 11 with the bootstrap.
+  expected = [[1.5, 0.0, 0.0, 0.0, -3.0], [13.0, 13.0, 6.0, 0.0, 0.0]]
+  np.testing.assert_allclose(advantages, expected, rtol=1e-6)
