@@ -101,7 +101,9 @@ def config(file: gguf.File) -> dict[str, Any]:
   for key, value in found.items():
     if key not in KEYS[arch] and key not in OTHER_KEYS and value not in (0, False, None):
       raise ValueError(f"{file.path}: {arch}.{key}={value!r} is not supported.")
-  hf = {"model_type": arch} | {hf_key: found[k] for k, hf_key in KEYS[arch].items() if k in found}
+  hf = {"model_type": arch} | {
+    hf_key: found[key] for key, hf_key in KEYS[arch].items() if found.get(key)
+  }
   hf["vocab_size"] = _tensor(file, "token_embd.weight").shape[0]
   for name in ("bos", "eos", "padding"):
     key = f"tokenizer.ggml.{name}_token_id"

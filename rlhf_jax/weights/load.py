@@ -35,7 +35,7 @@ def load(source: str) -> Loaded:
   if path.suffix == ".gguf":
     return _from_gguf(path)
   raise FileNotFoundError(
-    f"{source} is neither a Hugging Face folder, a .gguf file nor package:NAME; models are not downloaded,"
+    f"{source or 'The model'} is neither a Hugging Face folder, a .gguf file nor package:NAME; models are not downloaded,"
     " so give the path of one on this machine."
   )
 
