@@ -236,7 +236,7 @@ def family(config: LlamaConfig, dtype: str) -> decoder.Family:
 
 # Where each matrix lies: a pattern found in its path, and the logical axes of its dimensions.
 AXES = (
-  (r"embed/embedding$", ("vocab", "embed")),
+  (r"(^|/)embed/embedding$", ("vocab", "embed")),
   (r"unembed/kernel$", ("embed", "vocab")),
   (r"attention/q/kernel$", ("embed", "heads")),
   (r"attention/[kv]/kernel$", ("embed", "kv_heads")),

@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models import decoder, llama, products
+from rlhf_jax.models import decoder, gpt2, llama, products
 from rlhf_jax.types import LanguageModel
 
-CONFIGS = {model_type: llama.LlamaConfig for model_type in llama.MODEL_TYPES}
-FAMILIES = {llama.LlamaConfig: llama}
+CONFIGS = {
+  **dict.fromkeys(llama.MODEL_TYPES, llama.LlamaConfig),
+  **dict.fromkeys(gpt2.MODEL_TYPES, gpt2.GPT2Config),
+}
+FAMILIES = {llama.LlamaConfig: llama, gpt2.GPT2Config: gpt2}
 
 
 def config_from_hf(hf: Mapping[str, Any]):
