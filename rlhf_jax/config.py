@@ -57,6 +57,21 @@ def from_dict(cls, values: Mapping[str, Any], *, where: str = "config"):
   return cls(**checked)
 
 
+def split(section: Mapping[str, Any], *classes, where: str = "config") -> tuple:
+  """One instance of each of `classes` from the fields of one flat section.
+
+  Raises ValueError for a name that none of them declares, as `from_dict` does.
+  """
+  fields = [{f.name for f in dataclasses.fields(cls)} for cls in classes]
+  for name in section:
+    if not any(name in names for names in fields):
+      raise ValueError(f"{where}.{name} is not an option{suggest(name, set().union(*fields))}")
+  return tuple(
+    from_dict(cls, {n: v for n, v in section.items() if n in names}, where=where)
+    for cls, names in zip(classes, fields, strict=True)
+  )
+
+
 def suggest(name: str, known) -> str:
   """`; did you mean X?` with the nearest of `known`, or the whole list."""
   near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.5)

@@ -22,6 +22,8 @@ from rlhf_jax.types import Algorithm, Policy, keep_extra, no_extra
 
 Array = jax.Array
 
+DATA = "pairs"
+
 # Each maps the margin h, the difference of the two log-ratios, float32[B] -> float32[B].
 MARGIN_LOSSES = {
   "sigmoid": lambda h, c: -jax.nn.log_sigmoid(c.beta * h),

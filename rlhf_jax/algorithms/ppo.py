@@ -27,6 +27,8 @@ from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences
 
 Array = jax.Array
 
+DATA = "rollouts"
+
 
 @hyperparameters
 class Config:

@@ -16,6 +16,9 @@ from rlhf_jax.ops import preference, stats
 from rlhf_jax.types import Algorithm, Scorer, keep_extra, no_annotation, no_extra
 
 
+DATA = "pairs"
+
+
 @hyperparameters
 class Config:
   learning_rate: float = option(1e-5, above=0)

@@ -12,6 +12,9 @@ from rlhf_jax.ops import stats
 from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
 
 
+DATA = "texts"
+
+
 @hyperparameters
 class Config:
   learning_rate: float = option(1e-5, above=0)

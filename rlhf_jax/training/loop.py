@@ -35,12 +35,14 @@ def run(
   checkpoints: Checkpoints,
   checkpoint_every: int,
   row_ids: Callable[[int], Sequence],
+  finish: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
   """Iterates from the newest checkpoint to `steps`, and returns the last state.
 
   `iterate(state, step) -> (state, metrics, samples)`, where metrics is a dict of `Mean` still on the
   device and samples, if any, a function that fetches rows for samples.jsonl. Both are read one
-  step late, so that the device never waits for a print.
+  step late, so that the device never waits for a print. `finish` is applied to the last state before
+  it is saved.
 
   Raises Interrupted after SIGTERM or SIGINT, NotFinite at a loss that is not finite.
   """
@@ -78,6 +80,7 @@ def run(
         if done or stop.requested or (step + 1) % checkpoint_every == 0:
           flush()
           log.flush()
+          state = finish(state) if done else state
           checkpoints.save(step + 1, state)
         if stop.requested and not done:
           checkpoints.wait()

@@ -22,6 +22,15 @@ def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
   )
 
 
+def start(setup, purpose: str, algorithm: Algorithm, tx, config, params, train_step):
+  """(initial state on the mesh, jitted step): the state is donated and its layout pinned."""
+  state = init_state(setup.key(f"{purpose} state"), params, algorithm, tx, config)
+  state = setup.place(jax.tree.map(jnp.copy, state))  # donated, so nobody else's arrays
+  layout = jax.tree.map(lambda x: x.sharding, state)
+  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
+  return state, jitted
+
+
 def make_train_step(
   algorithm: Algorithm,
   tx: optax.GradientTransformation,

@@ -1,0 +1,204 @@
+"""The evaluation stage: what the policies write on held-out prompts, and what judges make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from rlhf_jax.config import from_dict, hyperparameters, option
+from rlhf_jax.data import examples
+from rlhf_jax.data.tasks import Labelled
+from rlhf_jax.evaluation import classification, judges, text
+from rlhf_jax.ops import stats
+from rlhf_jax.training import sampling
+from rlhf_jax.training.setup import Setup
+from rlhf_jax.types import Params, Sequences
+
+COLUMNS = ("reward", "kl", "kl_exact", "length", "logp_base")
+
+
+@hyperparameters
+class Settings:
+  best_of: int = option(4, at_least=1)  # answers of the SFT model, the reward model's choice counts
+  batch_size: int = option(128, at_least=1)
+
+
+def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[str, float]:
+  """results.json's rows of SFT, best-of-n and policy `name`, and of the reward model.
+
+  Sampling is at temperature 1. What each policy wrote is kept in `evaluation/` of the workdir and
+  read back from there, so that a second algorithm is judged on the same answers of the SFT model.
+  """
+  settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
+  setup = setup._replace(sampling=dataclasses.replace(setup.sampling, temperature=1.0))
+  folder = setup.workdir / "evaluation"
+  folder.mkdir(exist_ok=True)
+  bar = tqdm(total=4, desc="  evaluation", unit="part", dynamic_ncols=True)
+
+  def answers(policy: str, params: Params, count: int) -> list[dict]:
+    path = folder / f"{policy}.jsonl"
+    if not path.exists():
+      _write(path, _answers(setup, settings, params, frozen, count))
+    bar.update()
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+  written = answers("sft", frozen["reference"], settings.best_of)
+  best = f"best_of_{settings.best_of}"
+  policies = {
+    "sft": written[:: settings.best_of],
+    best: [
+      max(written[i : i + settings.best_of], key=lambda row: row["reward"])
+      for i in range(0, len(written), settings.best_of)
+    ],
+    name: answers(name, params, 1),
+  }
+  results = _policy_results(setup, policies, name)
+  bar.update()
+  if frozen["reward_model"] is not None and setup.task.held_out is not None:
+    results |= _reward_model_results(setup, settings, frozen)
+  bar.update()
+  bar.close()
+  return results
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compare(policy, params, other, frozen, sequences: Sequences):
+  """Per row: k1 and exact KL to `other`, summed over the response; float32[B] each."""
+  mine, others, exact = policy.compare(params, other, frozen, sequences, 1.0)
+  mask = sequences.response_mask
+  return stats.row_sum(mine.logps - others.logps, mask), stats.row_sum(exact, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logps(policy, params, frozen, sequences: Sequences):
+  """Mean log-probability of a response token, float32[B]."""
+  mask = sequences.response_mask
+  logps = policy.evaluate(params, frozen, sequences, 1.0).logps
+  return stats.row_sum(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
+
+
+def _answers(setup: Setup, settings: Settings, params, frozen, count: int) -> list[dict]:
+  """`count` answers to each test prompt, an answer a row."""
+  prompts = [prompt for prompt in setup.task.test_prompts for _ in range(count)]
+  size = settings.batch_size
+  written = sampling.sample(
+    setup, frozen["base"], params["model"], prompts, "evaluation", batch_size=size
+  )
+  sequences = written.sequences
+
+  def over_rows(function: Callable):
+    def batch(rows):
+      return function(setup.place_batch(jax.tree.map(lambda x: x[rows], sequences)))
+
+    return sampling.in_batches(batch, len(prompts), size)
+
+  policy = {"model": params["model"]}
+  kl, kl_exact = over_rows(lambda s: _compare(setup.policy, policy, frozen["reference"], frozen, s))
+  pretrained = {"base": setup.frozen(setup.pretrained)}
+  columns = {
+    "reward": sampling.score(setup, frozen["reward_model"], frozen, sequences, batch_size=size),
+    "kl": kl,
+    "kl_exact": kl_exact,
+    "length": sequences.response_mask.sum(axis=-1),
+    "logp_base": over_rows(lambda s: _logps(setup.policy, {"model": {}}, pretrained, s)),
+  }
+  texts = zip(
+    sampling.prompt_texts(setup, sequences), sampling.texts(setup, sequences), strict=True
+  )
+  return [
+    {"prompt": prompt, "response": response, **{c: float(columns[c][i]) for c in COLUMNS}}
+    for i, (prompt, response) in enumerate(texts)
+  ]
+
+
+def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) -> dict[str, float]:
+  results: dict[str, float] = {}
+  texts = {policy: [row["response"] for row in rows] for policy, rows in policies.items()}
+  for policy, rows in policies.items():
+    for column in COLUMNS:
+      if policy != "sft" or not column.startswith("kl"):
+        results[f"{policy}/{column}"] = float(np.mean([row[column] for row in rows]))
+    counted = text.text_statistics(texts[policy])
+    results |= {f"{policy}/{measure}": value for measure, value in counted.items()}
+    results[f"{policy}/distinct_2_ratio"] = counted["distinct_2"] / results["sft/distinct_2"]
+  best = next(policy for policy in policies if policy.startswith("best_of_"))
+  n = int(best.removeprefix("best_of_"))
+  results[f"{best}/kl_bound"] = float(np.log(n) - (n - 1) / n)  # an upper bound (arXiv:2401.01879)
+  for column in ("kl", "kl_exact"):
+    del results[f"{best}/{column}"]  # of the SFT model's own distribution, which is not best-of-n's
+
+  scorers = {"vader": judges.vader}
+  if setup.task.judge is not None:
+    judge = judges.TfidfJudge.fit(setup.task.judge.texts, setup.task.judge.labels)
+    scorers["judge"] = judge.score
+    results |= _judge_results(setup, judge)
+  for scorer, score in scorers.items():
+    scores = {policy: score(texts[policy]) for policy in policies}
+    prefix = "" if scorer == "judge" else f"{scorer}_"
+    for policy in (best, name):
+      won = judges.win_rate(scores[policy], scores["sft"])
+      results |= {
+        f"{policy}/{prefix}win_rate": won.rate,
+        f"{policy}/{prefix}win_rate_low": won.low,
+        f"{policy}/{prefix}win_rate_high": won.high,
+      }
+    if scorer == "judge":
+      rewards = {p: [row["reward"] for row in policies[p]] for p in ("sft", name)}
+      alike = judges.agreement(scores[name], scores["sft"], rewards[name], rewards["sft"])
+      results[f"{name}/judge_agreement"] = alike.pairs
+      results[f"{name}/judge_spearman"] = alike.spearman
+  return results
+
+
+def _judge_results(setup: Setup, judge: judges.TfidfJudge) -> dict[str, float]:
+  """The judge's AUC on held-out text of the length and place of a response."""
+  held_out, opening = setup.task.held_out, setup.data.prompt_tokens
+  end = opening + setup.sampling.max_new_tokens
+  cuts = setup.tokenizer.batch_decode(
+    [example.tokens[opening:end] for example in held_out.examples], skip_special_tokens=True
+  )
+  long_enough = np.asarray([bool(cut.strip()) for cut in cuts])
+  scores = judge.score([cut for cut in cuts if cut.strip()])
+  return _interval("judge/auc", classification.auc(scores, held_out.labels[long_enough]))
+
+
+def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str, float]:
+  """Held-out AUC beside TF-IDF and logistic regression trained on the same reviews; by length."""
+  held_out, train = setup.task.held_out, setup.task.train
+  rewards = _rewards(setup, settings, frozen, held_out)
+  baseline = judges.TfidfJudge.fit(train.texts, train.labels).score(held_out.texts)
+  results = _interval("reward_model/auc", classification.auc(rewards, held_out.labels))
+  results |= _interval("baseline/auc", classification.auc(baseline, held_out.labels))
+  difference = classification.auc_difference(rewards, baseline, held_out.labels)
+  results |= _interval("reward_model/auc_gain", difference)
+  lengths = [len(example.tokens) for example in held_out.examples]
+  for part in classification.auc_by_length(rewards, held_out.labels, lengths):
+    where = f"{part.shortest}_to_{part.longest}_tokens"
+    results[f"reward_model/auc_{where}"] = part.auc.value
+  return results
+
+
+def _rewards(setup: Setup, settings: Settings, frozen, labelled: Labelled) -> np.ndarray:
+  sequences = examples.collate([[e] for e in labelled.examples], setup.data.max_tokens)
+  return sampling.score(
+    setup, frozen["reward_model"], frozen, sequences, batch_size=settings.batch_size
+  )
+
+
+def _interval(name: str, estimate: classification.Estimate) -> dict[str, float]:
+  return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+  temporary = path.with_suffix(".tmp")
+  lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  temporary.write_text("".join(lines), encoding="utf-8")
+  temporary.replace(path)

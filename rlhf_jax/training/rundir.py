@@ -1,0 +1,91 @@
+"""What a run directory knows of itself: its config, which stages are finished, and the results."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class RunDir:
+  """`stages.json` records each stage's own config, seconds and whether it is finished; `results.json`
+  is flat. Both are replaced whole, never half written."""
+
+  def __init__(self, workdir: Path):
+    self.workdir = workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    self.stages: dict[str, dict] = _read(workdir / "stages.json")
+    self.results: dict[str, float] = _read(workdir / "results.json")
+
+  def save_config(self, config: Mapping[str, Any]) -> None:
+    _write(self.workdir / "config.json", config)
+
+  def finished(self, stage: str) -> bool:
+    return self.stages.get(stage, {}).get("finished", False)
+
+  def claim(self, stage: str, sections: Mapping[str, Any]) -> None:
+    """Notes what `stage` is run with. Raises ValueError when it was begun with something else."""
+    sections = json.loads(json.dumps(sections))
+    begun = self.stages.setdefault(stage, {"config": sections, "seconds": 0.0, "finished": False})
+    before, now = _flat(begun["config"]), _flat(sections)
+    for name in sorted(before.keys() | now.keys()):
+      if before.get(name) != now.get(name):
+        raise ValueError(
+          f"{self.workdir} ran stage {stage} with {name}={before.get(name, 'unset')!r}, and now it "
+          f"is {now.get(name, 'unset')!r}; set it back, or use another --workdir."
+        )
+    _write(self.workdir / "stages.json", self.stages)
+
+  @contextmanager
+  def timed(self, stage: str):
+    """Adds the wall time within to the stage's, also when it is interrupted; marks it finished."""
+    start = time.perf_counter()
+    entry = self.stages.setdefault(stage, {"config": {}, "seconds": 0.0, "finished": False})
+    again = entry["finished"]
+    try:
+      yield
+      entry["finished"] = True
+    finally:
+      if not again:  # restoring a finished stage is not training it
+        entry["seconds"] += time.perf_counter() - start
+      _write(self.workdir / "stages.json", self.stages)
+      self.add({})
+
+  def add(self, found: Mapping[str, float]) -> None:
+    """Adds to results.json, with seconds and peak memory so far."""
+    seconds = {f"seconds/{stage}": entry["seconds"] for stage, entry in self.stages.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts in kilobytes
+    before = self.results.get("memory/peak_mb", 0.0)
+    self.results = {
+      **self.results,
+      **found,
+      **seconds,
+      "seconds/total": sum(seconds.values()),
+      "memory/peak_mb": max(before, peak),
+    }
+    _write(self.workdir / "results.json", self.results)
+
+
+def _read(path: Path) -> dict:
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, value: Mapping) -> None:
+  temporary = path.with_suffix(".tmp")
+  text = json.dumps(value, indent=2, sort_keys=True, default=list)
+  temporary.write_text(text + "\n", encoding="utf-8")
+  temporary.replace(path)
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flat(value, f"{prefix}{name}."))
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat

@@ -1,0 +1,83 @@
+"""Writing and scoring texts in bulk, outside of training: for pairs, for normalisation, for evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import examples
+from rlhf_jax.data.examples import Example
+from rlhf_jax.models import decoder, lora
+from rlhf_jax.rollout.generate import Generation, generate, left_pad, responses
+from rlhf_jax.training.setup import Setup
+from rlhf_jax.types import Params, Sequences
+
+_generate = jax.jit(generate, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(scorer, params, frozen, sequences):
+  return scorer.score(params, frozen, sequences)
+
+
+def sample(
+  setup: Setup,
+  base: Params,
+  adapter: Params,
+  prompts: Sequence[Example],
+  purpose: str,
+  *,
+  batch_size: int,
+) -> Generation:
+  """One response to each prompt from `adapter` over `base`, as host arrays.
+
+  A response depends on the run's seed, `purpose`, its prompt and its place in `prompts` alone.
+  """
+  width = examples.width_of(prompts)
+  weights = decoder.cast_for_decoding(lora.attach(base, adapter, setup.lora.scale), setup.dtype)
+  keys = jax.random.split(setup.key(purpose), len(prompts))
+
+  def batch(rows):
+    tokens, mask = left_pad([prompts[i].tokens for i in rows], width)
+    placed = setup.place_batch((tokens, mask, keys[rows]))
+    return _generate(setup.model, weights, *placed, setup.sampling)
+
+  return in_batches(batch, len(prompts), batch_size)
+
+
+def score(
+  setup: Setup, params: Params, frozen: Params, sequences: Sequences, *, batch_size: int
+) -> np.ndarray:
+  """Rewards float32[N] of host sequences."""
+
+  def batch(rows):
+    part = jax.tree.map(lambda x: x[rows], sequences)
+    return _score(setup.scorer, params, frozen, setup.place_batch(part))
+
+  return in_batches(batch, len(sequences.tokens), batch_size)
+
+
+def in_batches(function, count: int, batch_size: int):
+  """`function(rows)` over 0 … count − 1 in batches of one size, the last filled up and cut again."""
+  size = min(batch_size, count)
+  parts = []
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size) % count
+    parts.append(jax.device_get(function(rows)))
+  return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+
+
+def texts(setup: Setup, sequences: Sequences) -> list[str]:
+  """The responses as text, without special tokens."""
+  return setup.tokenizer.batch_decode(
+    responses(sequences.tokens, sequences.response_mask), skip_special_tokens=True
+  )
+
+
+def prompt_texts(setup: Setup, sequences: Sequences) -> list[str]:
+  """What stands before the responses, as text."""
+  prompt = (sequences.segments > 0) & (sequences.response_mask == 0)
+  return setup.tokenizer.batch_decode(responses(sequences.tokens, prompt), skip_special_tokens=True)

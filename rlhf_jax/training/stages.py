@@ -1,0 +1,142 @@
+"""SFT, reward model and policy: each builds what it needs and runs its loop.
+
+A stage that is finished restores its result and iterates no more, so running everything again is
+how a run is resumed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlhf_jax.algorithms import reward_model as reward_model_algorithm
+from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.config import split
+from rlhf_jax.data import examples
+from rlhf_jax.models import heads
+from rlhf_jax.training import offline, online, optimizer, pair_sampling, sampling
+from rlhf_jax.training.setup import Setup, algorithm_module
+from rlhf_jax.types import Params
+
+
+def sft(setup: Setup) -> Params:
+  """Fine-tunes the pretrained model on texts; returns the whole model, float32."""
+  config, settings, optim = _settings(setup, "sft", sft_algorithm, offline.Settings)
+  base, trained, _ = setup.starting_point(setup.pretrained, "sft")
+  width = setup.data.max_tokens
+  rows = examples.pack(setup.task.sft, width)
+  state = offline.run(
+    setup,
+    "sft",
+    sft_algorithm.make(setup.policy),
+    config,
+    settings,
+    optim,
+    params={"model": trained},
+    frozen={"base": base},
+    size=len(rows),
+    batch=lambda chosen, epoch: examples.collate([rows[i] for i in chosen], width),
+    ids=lambda chosen, epoch: [example.id for i in chosen for example in rows[i]],
+  )
+  return setup.merged(setup.pretrained, state.params["model"])
+
+
+def reward_model(setup: Setup, weights: Params) -> Params:
+  """Trains a reward model from `weights` on pairs; returns its `Scorer` parameters.
+
+  Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
+  """
+  module = reward_model_algorithm
+  config, settings, optim = _settings(setup, "reward_model", module, offline.Settings)
+  base, trained, reference = setup.starting_point(weights, "reward_model")
+  size = setup.model.config.hidden_size
+  head = heads.init_head(setup.key("reward head"), size, std=(size + 1) ** -0.5)
+  epochs = [setup.task.pairs(epoch) for epoch in range(int(np.ceil(settings.epochs)))]
+  widths = [examples.width_of([e for pair in pairs for e in pair]) for pairs in epochs]
+  frozen = {"base": base}
+
+  def normalize(state):
+    prompts = setup.task.prompts
+    rows = examples.batch_rows(len(prompts), min(256, len(prompts)), setup.seed, 0)
+    chosen = [prompts[i] for i in rows]
+    written = sampling.sample(
+      setup, base, reference["model"], chosen, "normalization", batch_size=128
+    )
+    scores = sampling.score(setup, state.params, frozen, written.sequences, batch_size=128)
+    return state.replace(params=module.normalize(state.params, scores))
+
+  state = offline.run(
+    setup,
+    "reward_model",
+    module.make(setup.scorer),
+    config,
+    settings,
+    optim,
+    params={"model": trained, "reward_head": head},
+    frozen=frozen,
+    size=len(epochs[0]),
+    batch=lambda chosen, epoch: examples.collate_pairs(
+      [epochs[epoch][i] for i in chosen], max(widths)
+    ),
+    ids=lambda chosen, epoch: [epochs[epoch][i].id for i in chosen],
+    finish=normalize,
+  )
+  return state.params
+
+
+def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple[Params, Params]:
+  """Trains the policy that `weights` start by `config.algorithm.name`; (its parameters, frozen)."""
+  name = setup.config["algorithm"]["name"]
+  module = algorithm_module(name)
+  base, trained, reference = setup.starting_point(weights, name)
+  frozen = {"base": base, "reference": reference, "reward_model": reward_params}
+  if module.DATA == "rollouts":
+    config, settings, optim = _settings(setup, name, module, online.Settings)
+    params = online.run(
+      setup,
+      name,
+      module,
+      config,
+      settings,
+      optim,
+      weights=weights,
+      trained=trained,
+      frozen=frozen,
+    )
+    return params, frozen
+  if module.DATA != "pairs" or module is reward_model_algorithm:
+    raise ValueError(
+      f"algorithm.name={name!r} does not train a policy from feedback; use ppo or dpo."
+    )
+
+  config, settings, optim, pairing = _settings(
+    setup, name, module, offline.Settings, pair_sampling.Settings
+  )
+  path = setup.workdir / f"{name}_pairs.jsonl"
+  pairs = pair_sampling.load_or_sample(path, pairing, setup, frozen, reward_params)
+  width = examples.width_of([e for pair in pairs for e in pair])
+  state = offline.run(
+    setup,
+    name,
+    module.make(setup.policy),
+    config,
+    settings,
+    optim,
+    params={"model": trained},
+    frozen=frozen,
+    size=len(pairs),
+    batch=lambda chosen, epoch: examples.collate_pairs([pairs[i] for i in chosen], width),
+    ids=lambda chosen, epoch: [pairs[i].id for i in chosen],
+  )
+  return state.params, frozen
+
+
+def _settings(setup: Setup, name: str, module, loop_settings, *more):
+  """The stage's section as the algorithm's Config, the loop's settings and the optimizer's."""
+  section = dict(setup.config.get(name, {}))
+  if "temperature" in section:
+    raise ValueError(
+      f"{name}.temperature is not an option; set rollout.temperature, which rules both."
+    )
+  if "temperature" in module.Config.__dataclass_fields__:
+    section["temperature"] = setup.sampling.temperature
+  return split(section, module.Config, loop_settings, optimizer.Settings, *more, where=name)
