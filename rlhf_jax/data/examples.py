@@ -92,7 +92,38 @@ def collate_pairs(pairs: Sequence[Pair], width: int) -> PreferenceBatch:
   )
 
 
-def width_of(examples: Sequence[Example], multiple: int = 8) -> int:
-  """The longest example's length, rounded up."""
-  longest = max(len(e.tokens) for e in examples)
-  return -(-longest // multiple) * multiple
+def batches_by_width(
+  pairs: Sequence[Pair], batch_size: int, buckets: int, seed: int
+) -> list[tuple[int, list[Pair]]]:
+  """One epoch as (width, pairs) batches of at most `buckets` widths, so that short pairs are not padded long.
+
+  Each width holds its share of the pairs, shortest first; what does not fill a batch joins the next
+  width, and fewer than `batch_size` of the longest are left for another epoch. Batches come in
+  random order. Raises ValueError when there are fewer pairs than one batch takes.
+  """
+  if len(pairs) < batch_size:
+    raise ValueError(
+      f"batch_size={batch_size} exceeds the {len(pairs)} pairs of data; lower it to at most {len(pairs)}."
+    )
+  rng = np.random.default_rng(seed)
+  longest = np.asarray([max(len(p.chosen.tokens), len(p.rejected.tokens)) for p in pairs])
+  shares = np.quantile(longest, np.arange(1, buckets + 1) / buckets, method="higher")
+  widths = sorted({_round_up(int(share)) for share in shares})
+  batches, waiting = [], []
+  for below, width in zip([0, *widths], widths, strict=False):
+    waiting += [pairs[i] for i in np.flatnonzero((longest > below) & (longest <= width))]
+    order = rng.permutation(len(waiting))
+    full = len(waiting) // batch_size * batch_size
+    for start in range(0, full, batch_size):
+      batches.append((width, [waiting[i] for i in order[start : start + batch_size]]))
+    waiting = [waiting[i] for i in order[full:]]
+  return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def width_of(examples: Sequence[Example]) -> int:
+  """The longest example's length, rounded up to a multiple of 8."""
+  return _round_up(max(len(e.tokens) for e in examples))
+
+
+def _round_up(size: int) -> int:
+  return -(-size // 8) * 8

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
+from rlhf_jax.data.examples import Example, Pair
 from rlhf_jax.training import loop, optimizer
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
@@ -22,6 +25,15 @@ class Settings:
   batch_size: int = option(16, at_least=1)
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
+  widths: int = option(2, at_least=1)  # of padded batches of pairs; each compiles once
+
+
+class Batches(NamedTuple):
+  """A run's batches as functions of the step, so that the data cursor is the step itself."""
+
+  steps: int
+  at: Callable[[int], Any]  # step -> host batch
+  ids: Callable[[int], list]  # step -> the names of its rows
 
 
 def run(
@@ -34,34 +46,60 @@ def run(
   *,
   params: Params,
   frozen: Params,
-  size: int,
-  batch: Callable,
-  ids: Callable,
+  batches: Batches,
   finish: Callable = lambda state: state,
 ) -> TrainState:
-  """Trains over `size` rows; `batch(rows, epoch)` makes a host batch and `ids(rows, epoch)` names them."""
+  """Trains through `batches` from the newest checkpoint on; returns the last state."""
   sharding.assert_divides(f"{stage}.batch_size", settings.batch_size, setup.mesh)
   assert_multiple(f"{stage}.batch_size", settings.batch_size, "accumulate", settings.accumulate)
-  steps = max(1, round(settings.epochs * size / settings.batch_size))
-  rows_at = lambda step: examples.batch_rows(size, settings.batch_size, setup.seed, step)
-  epoch_at = lambda step: step * settings.batch_size // size
-  tx = optimizer.make_optimizer(optim, steps)
+  tx = optimizer.make_optimizer(optim, batches.steps)
   step_function = make_train_step(algorithm, tx, accumulate=settings.accumulate)
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
 
   def iterate(state, step):
-    host = batch(rows_at(step), epoch_at(step))
-    state, metrics = train_step(state, frozen, setup.place_batch(host), config)
+    batch = setup.place_batch(batches.at(step))
+    state, metrics = train_step(state, frozen, batch, config)
     return state, metrics, None
 
   return loop.run(
     state,
     iterate,
     stage=stage,
-    steps=steps,
+    steps=batches.steps,
     workdir=setup.workdir,
     checkpoints=Checkpoints(setup.workdir / "checkpoints" / stage),
     checkpoint_every=settings.checkpoint_every,
-    row_ids=lambda step: ids(rows_at(step), epoch_at(step)),
+    row_ids=batches.ids,
     finish=finish,
   )
+
+
+def packed(rows: list[list[Example]], width: int, settings: Settings, seed: int) -> Batches:
+  """Rows of packed examples, in another order every epoch."""
+  chosen = lambda step: [
+    rows[i] for i in examples.batch_rows(len(rows), settings.batch_size, seed, step)
+  ]
+  return Batches(
+    steps=_steps(settings, len(rows) / settings.batch_size),
+    at=lambda step: examples.collate(chosen(step), width),
+    ids=lambda step: [example.id for row in chosen(step) for example in row],
+  )
+
+
+def paired(pairs: Callable[[int], list[Pair]], settings: Settings, seed: int) -> Batches:
+  """Pairs, `pairs(epoch)` for each epoch, in batches of few widths."""
+  epochs = []
+  for epoch in range(math.ceil(settings.epochs)):
+    epochs.append(
+      examples.batches_by_width(pairs(epoch), settings.batch_size, settings.widths, seed + epoch)
+    )
+  batches = [batch for epoch in epochs for batch in epoch]
+  return Batches(
+    steps=min(len(batches), _steps(settings, len(epochs[0]))),
+    at=lambda step: examples.collate_pairs(batches[step][1], batches[step][0]),
+    ids=lambda step: [pair.id for pair in batches[step][1]],
+  )
+
+
+def _steps(settings: Settings, an_epoch: float) -> int:
+  return max(1, round(settings.epochs * an_epoch))

@@ -6,8 +6,6 @@ how a run is resumed.
 
 from __future__ import annotations
 
-import numpy as np
-
 from rlhf_jax.algorithms import reward_model as reward_model_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.config import split
@@ -33,9 +31,7 @@ def sft(setup: Setup) -> Params:
     optim,
     params={"model": trained},
     frozen={"base": base},
-    size=len(rows),
-    batch=lambda chosen, epoch: examples.collate([rows[i] for i in chosen], width),
-    ids=lambda chosen, epoch: [example.id for i in chosen for example in rows[i]],
+    batches=offline.packed(rows, width, settings, setup.seed),
   )
   return setup.merged(setup.pretrained, state.params["model"])
 
@@ -50,8 +46,6 @@ def reward_model(setup: Setup, weights: Params) -> Params:
   base, trained, reference = setup.starting_point(weights, "reward_model")
   size = setup.model.config.hidden_size
   head = heads.init_head(setup.key("reward head"), size, std=(size + 1) ** -0.5)
-  epochs = [setup.task.pairs(epoch) for epoch in range(int(np.ceil(settings.epochs)))]
-  widths = [examples.width_of([e for pair in pairs for e in pair]) for pairs in epochs]
   frozen = {"base": base}
 
   def normalize(state):
@@ -73,11 +67,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     optim,
     params={"model": trained, "reward_head": head},
     frozen=frozen,
-    size=len(epochs[0]),
-    batch=lambda chosen, epoch: examples.collate_pairs(
-      [epochs[epoch][i] for i in chosen], max(widths)
-    ),
-    ids=lambda chosen, epoch: [epochs[epoch][i].id for i in chosen],
+    batches=offline.paired(setup.task.pairs, settings, setup.seed),
     finish=normalize,
   )
   return state.params
@@ -113,7 +103,6 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
   )
   path = setup.workdir / f"{name}_pairs.jsonl"
   pairs = pair_sampling.load_or_sample(path, pairing, setup, frozen, reward_params)
-  width = examples.width_of([e for pair in pairs for e in pair])
   state = offline.run(
     setup,
     name,
@@ -123,9 +112,7 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     optim,
     params={"model": trained},
     frozen=frozen,
-    size=len(pairs),
-    batch=lambda chosen, epoch: examples.collate_pairs([pairs[i] for i in chosen], width),
-    ids=lambda chosen, epoch: [pairs[i].id for i in chosen],
+    batches=offline.paired(lambda epoch: pairs, settings, setup.seed),
   )
   return state.params, frozen
 
