@@ -124,7 +124,7 @@ def _turn(tokenizer, messages: Sequence[Message], i: int, text: str) -> tuple[in
 
 def _until_last_special(tokenizer, tokens: list[int], inside: list[int]) -> list[int]:
   """`inside` without the blanks that follow the turn's last special token."""
-  special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+  special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
   last = max((n for n, j in enumerate(inside) if tokens[j] in special), default=None)
   if last is None or tokenizer.decode([tokens[j] for j in inside[last + 1 :]]).strip():
     return inside

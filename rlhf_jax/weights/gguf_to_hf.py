@@ -102,7 +102,7 @@ def config(file: gguf.File) -> dict[str, Any]:
     if key not in KEYS[arch] and key not in OTHER_KEYS and value not in (0, False, None):
       raise ValueError(f"{file.path}: {arch}.{key}={value!r} is not supported.")
   hf = {"model_type": arch} | {
-    hf_key: found[key] for key, hf_key in KEYS[arch].items() if found.get(key)
+    hf_key: _shortest(found[key]) for key, hf_key in KEYS[arch].items() if found.get(key)
   }
   hf["vocab_size"] = _tensor(file, "token_embd.weight").shape[0]
   for name in ("bos", "eos", "padding"):
@@ -110,7 +110,7 @@ def config(file: gguf.File) -> dict[str, Any]:
     if key in file.metadata:
       hf["pad_token_id" if name == "padding" else f"{name}_token_id"] = file.metadata[key]
   if arch == "gpt2":
-    return hf | {"tie_word_embeddings": True}
+    return hf | {"tie_word_embeddings": _copied_head(file) or "output.weight" not in file.tensors}
   return hf | _llama_config(file, arch, hf, found)
 
 
@@ -126,8 +126,10 @@ def tensors(file: gguf.File) -> dict[str, np.ndarray]:
   kv_heads = file.metadata.get(f"{arch}.attention.head_count_kv", heads)
   out = {}
   for name, tensor in file.tensors.items():
-    if name == "rope_freqs.weight":
-      continue  # part of the config
+    if name == "rope_freqs.weight" or (
+      name == "output.weight" and arch == "gpt2" and _copied_head(file)
+    ):
+      continue  # the first is part of the config
     layer = re.match(r"blk\.(\d+)\.", name)
     generic = re.sub(r"^blk\.\d+\.", "blk.{i}.", name)
     if generic not in table:
@@ -140,8 +142,6 @@ def tensors(file: gguf.File) -> dict[str, np.ndarray]:
     elif arch == "gpt2" and layer and array.ndim == 2:
       array = array.T  # GPT-2's Conv1D keeps [in, out]
     out[table[generic].format(i=layer and layer.group(1))] = array
-  if arch == "gpt2" and "lm_head.weight" in out:
-    _drop_copied_head(file, out)
   return out
 
 
@@ -184,7 +184,6 @@ def _llama_config(file: gguf.File, arch: str, hf: dict, found: dict) -> dict[str
   more = {
     "head_dim": head_dim,
     "hidden_act": "silu",
-    "rms_norm_eps": _shortest(hf["rms_norm_eps"]),
     "rope_parameters": {"rope_theta": theta} | _rope_scaling(file, arch, found, theta, head_dim),
     "tie_word_embeddings": "output.weight" not in file.tensors,
   }
@@ -194,9 +193,9 @@ def _llama_config(file: gguf.File, arch: str, hf: dict, found: dict) -> dict[str
   return more
 
 
-def _shortest(value: float) -> float:
+def _shortest(value: Any) -> Any:
   """The decimal that was stored as float32: 1e-05 for 9.999999747378752e-06."""
-  return float(str(np.float32(value)))
+  return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _rope_scaling(file: gguf.File, arch: str, found: dict, theta: float, head_dim: int) -> dict:
@@ -233,9 +232,9 @@ def _llama3_scaling(file: gguf.File, factors: np.ndarray, theta: float, head_dim
   }
 
 
-def _drop_copied_head(file: gguf.File, out: dict[str, np.ndarray]) -> None:
+def _copied_head(file: gguf.File) -> bool:
   """Older converters wrote GPT-2's embedding a second time, as the output layer."""
-  if not np.array_equal(out.pop("lm_head.weight"), out["transformer.wte.weight"]):
-    raise ValueError(
-      f"{file.path}: output.weight differs from token_embd.weight; a gpt2 model ties the two."
-    )
+  head, embedding = file.tensors.get("output.weight"), _tensor(file, "token_embd.weight")
+  return (
+    head is not None and head.type == embedding.type and np.array_equal(head.data, embedding.data)
+  )

@@ -146,12 +146,15 @@ def gpt2_table(config: Any) -> list[Entry]:
       *conv1d(f"{theirs}.mlp.c_proj", F, D, f"{ours}/mlp/down"),
     ]
 
-  return [
+  table = [
     Entry("transformer.wte.weight", (V, D), "embed/embedding"),
     Entry("transformer.wpe.weight", (P, D), "position_embed/embedding"),
     *(entry for i in range(config.num_layers) for entry in layer(i)),
     *norm("transformer.ln_f", "final_norm"),
   ]
+  if config.tied:
+    return table
+  return [*table, Entry("lm_head.weight", (V, D), "unembed/kernel", transposed=True)]
 
 
 class Family(NamedTuple):

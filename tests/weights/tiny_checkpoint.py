@@ -6,6 +6,8 @@ import gguf
 import numpy as np
 from tokenizers import pre_tokenizers
 
+from rlhf_jax.data import tokenize
+
 LLAMA = dict(
   model_type="llama",
   vocab_size=264,
@@ -38,6 +40,7 @@ CONFIGS = {
   "qwen2": LLAMA | dict(model_type="qwen2"),
   "qwen3": LLAMA | dict(model_type="qwen3", head_dim=8, tie_word_embeddings=False),
   "gpt2": GPT2,
+  "gpt2-untied": GPT2 | dict(tie_word_embeddings=False),
 }
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["h e", "he l", "l o", "Ġ w"]
@@ -51,6 +54,30 @@ def vocabulary() -> list[str]:
   """Marks, the 256 bytes as byte-level BPE writes them, and what the merges make: 263 tokens."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   return MARKS + alphabet + [merge.replace(" ", "") for merge in MERGES]
+
+
+def tokenizer():
+  """What `write_gguf` stores, as `transformers` holds it."""
+  return tokenize.from_gguf(tokenizer_metadata(LLAMA["vocab_size"]))
+
+
+def tokenizer_metadata(vocab_size: int) -> dict:
+  tokens = vocabulary()
+  unused = [f"[unused{i}]" for i in range(vocab_size - len(tokens))]
+  kinds = gguf.TokenType
+  return {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": tokens + unused,
+    "tokenizer.ggml.token_type": [kinds.CONTROL] * len(MARKS)
+    + [kinds.NORMAL] * (len(tokens) - len(MARKS))
+    + [kinds.UNUSED] * len(unused),
+    "tokenizer.ggml.merges": MERGES,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.padding_token_id": 0,
+    "tokenizer.chat_template": CHAT_TEMPLATE,
+  }
 
 
 def tensors(entries, seed: int = 0) -> dict[str, np.ndarray]:
@@ -81,9 +108,9 @@ def write_gguf(path, hf: dict, weights: dict[str, np.ndarray], *, extra=None, st
     writer.add_rope_freq_base(hf["rope_theta"])
     writer.add_key_length(hf["head_dim"])
     writer.add_value_length(hf["head_dim"])
-  _add_tokenizer(writer, hf["vocab_size"])
-  for key, value in (extra or {}).items():
-    kind = {str: "string", bool: "bool", int: "uint32", float: "float32"}[type(value)]
+  for key, value in (tokenizer_metadata(hf["vocab_size"]) | (extra or {})).items():
+    kinds = {str: "string", bool: "bool", int: "uint32", float: "float32", list: "array"}
+    kind = kinds[type(value)]
     getattr(writer, f"add_{kind}")(key, value)
 
   names = gguf.get_tensor_name_map(
@@ -111,22 +138,3 @@ def neighbours_from_halves(rows: np.ndarray, num_heads: int) -> np.ndarray:
   """llama.cpp's reordering of query and key rows, from its converter's formula."""
   halves = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, *rows.shape[1:])
   return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-  tokens = vocabulary()
-  unused = [f"[unused{i}]" for i in range(vocab_size - len(tokens))]
-  kinds = gguf.TokenType
-  writer.add_tokenizer_model("gpt2")
-  writer.add_tokenizer_pre("smollm")
-  writer.add_token_list(tokens + unused)
-  writer.add_token_types(
-    [kinds.CONTROL] * len(MARKS)
-    + [kinds.NORMAL] * (len(tokens) - len(MARKS))
-    + [kinds.UNUSED] * len(unused)
-  )
-  writer.add_token_merges(MERGES)
-  writer.add_bos_token_id(1)
-  writer.add_eos_token_id(2)
-  writer.add_pad_token_id(0)
-  writer.add_chat_template(CHAT_TEMPLATE)
