@@ -6,8 +6,9 @@ import re
 from typing import NamedTuple
 
 from rlhf_jax.report.tables import bounds_of, policies_of
-from rlhf_jax.report.words import interval, percent, percent_interval, title
+from rlhf_jax.report.words import interval, number, percent, percent_interval, title
 
+SCORERS = ("reward_model", "baseline", "judge")  # in this order, then any others
 JUDGES = (("win_rate", "TF-IDF judge"), ("vader_win_rate", "VADER"))
 
 
@@ -44,33 +45,35 @@ def win_rates(results: dict[str, float]) -> Whiskers | None:
 
 
 def scorers(results: dict[str, float]) -> Whiskers | None:
-  """Every `<scorer>/auc` and `<scorer>/auc_<where>`, the reward model first."""
-  names = [name for name in results if re.fullmatch(r"[^/]+/auc(_.+)?", name)]
-  names = [name for name in names if not name.endswith(("_low", "_high"))]
-  order = {"reward_model": 0, "baseline": 1, "judge": 2}
-  names.sort(key=lambda name: order.get(name.split("/")[0], 3))  # stable: file order within one
+  """Every `<scorer>/auc`, and `<scorer>/auc_<m>_to_<n>_tokens` below it; the reward model first."""
+  found = []
+  for name in results:
+    if match := re.fullmatch(r"([^/]+)/auc(?:_(\d+)_to_(\d+)_tokens)?", name):
+      scorer, shortest, longest = match.groups()
+      rank = SCORERS.index(scorer) if scorer in SCORERS else len(SCORERS)
+      label = f"· {shortest}–{longest} tokens" if shortest else title(scorer)
+      found.append((rank, scorer, int(shortest or 0), name, label))
   rows = []
-  seen = None
-  for name in names:
-    scorer, where = name.split("/auc")
+  for rank, _, _, name, label in sorted(found):
     bounds = bounds_of(results, name)
-    parts = ([] if scorer == seen else [title(scorer)]) + ([_where(where)] if where else [])
-    label = ("· " if scorer == seen else "") + ", ".join(parts)
-    rows.append((label, *bounds, interval(*bounds), 1 if scorer == "reward_model" else 2))
-    seen = scorer
+    rows.append((label, *bounds, interval(*bounds), 1 if rank == 0 else 2))
   note = "how often a great review scores above another one; held-out reviews, 95 % intervals"
-  agree, spearman = results.get("judge/agreement"), results.get("judge/spearman")
-  remark = ""
-  if agree is not None:
-    remark = f"Judge and reward model prefer the same answer to {percent(agree)} of the prompts"
-    remark += "." if spearman is None else f" (rank correlation {spearman:.2f})."
-  return _whiskers("Accuracy on human labels (AUC)", note, rows, None, remark)
+  return _whiskers("Accuracy on human labels (AUC)", note, rows, None, _remark(results))
 
 
-def _where(suffix: str) -> str:
-  """`_length_13_31` as 13–31 words, `_response` as response."""
-  length = re.fullmatch(r"_length_(\d+)_(\d+)", suffix)
-  return f"{length[1]}–{length[2]} words" if length else suffix.replace("_", " ").strip()
+def _remark(results: dict[str, float]) -> str:
+  sentences = []
+  gain = bounds_of(results, "reward_model/auc_gain")
+  if gain[0] is not None:
+    sentences.append(f"Reward model less baseline, paired: {interval(*gain)}.")
+  if "judge/auc" in results:
+    sentences.append("The judge is tested on text cut to the length of a response.")
+  for policy in policies_of(results):
+    if (agree := results.get(f"{policy}/judge_agreement")) is not None:
+      both = f"Judge and reward model prefer the same of {title(policy)}'s and SFT's answers"
+      spearman = number(results.get(f"{policy}/judge_spearman"))
+      sentences.append(f"{both} to {percent(agree)} of prompts (rank correlation {spearman}).")
+  return " ".join(sentences)
 
 
 def _whiskers(

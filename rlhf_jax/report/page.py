@@ -13,9 +13,8 @@ from rlhf_jax.report.words import title
 
 FACTS = {  # of the config, where it has them
   "algorithm.name": "algorithm",
-  "model": "model",
-  "model.name": "model",
-  "model.path": "model",
+  "model.source": "model",
+  "data.source": "data",
   "seed": "seed",
 }
 
@@ -39,9 +38,8 @@ def write_report(workdir: str | os.PathLike) -> Path:
     figures=[f for f in (intervals.win_rates(run.results), intervals.scorers(run.results)) if f],
     stages=tables.stage_table(run),
     groups=[group for group in groups if group.named or group.others],
-    samples=tables.evaluation_samples(run.samples),
+    samples=tables.evaluation_samples(run.answers),
     training_samples=tables.training_samples(run.samples),
-    finished="seconds/total" in run.results,
     latest=title(list(run.metrics)[-1]) if run.metrics else None,
     geometry=charts,
   )

@@ -24,8 +24,10 @@ class Run(NamedTuple):
   name: str
   config: dict[str, Any]  # flat: "algorithm.name" -> "ppo"
   metrics: dict[str, dict[str, Series]]  # stage -> name -> series, stages in order of appearance
-  samples: list[dict]
+  samples: list[dict]  # logged while training
+  answers: dict[str, list[dict]]  # policy -> its answers to held-out prompts
   results: dict[str, float]
+  finished: bool  # every stage that was begun
   notes: list[str]
 
 
@@ -36,12 +38,16 @@ def read_run(workdir: str | os.PathLike) -> Run:
     raise FileNotFoundError(f"{workdir} is not a folder; give the --workdir of a run.")
   notes: list[str] = []
   results = _object(workdir / "results.json", notes)
+  stages = _object(workdir / "stages.json", notes).values()
+  written = sorted((workdir / "evaluation").glob("*.jsonl"))
   return Run(
     name=workdir.resolve().name,
     config=_flat(_object(workdir / "config.json", notes)),
     metrics=_by_stage(_lines(workdir / "metrics.jsonl", notes)),
     samples=_lines(workdir / "samples.jsonl", notes),
+    answers={path.stem: _lines(path, notes) for path in written},
     results={name: float(value) for name, value in results.items() if is_number(value)},
+    finished=bool(stages) and all(isinstance(s, dict) and s.get("finished") for s in stages),
     notes=notes,
   )
 

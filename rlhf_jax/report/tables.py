@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from rlhf_jax.report.run import Run, is_number
@@ -14,7 +15,7 @@ from rlhf_jax.report.words import (
   title,
 )
 
-POLICIES = ("sft", "best_of_4", "ppo", "dpo")  # in this order, then any others
+POLICIES = ("sft", "best", "ppo", "dpo")  # by their first word, in this order, then any others
 MARKS = ("reward", "kl", "win_rate")  # results that only a policy has
 SAMPLES = 24
 TRAINING_SAMPLES = 3  # of a stage's first and last logged steps each
@@ -45,8 +46,7 @@ class Sample(NamedTuple):
 def policies_of(results: dict[str, float]) -> list[str]:
   """Names that results are given for and that are policies, known ones first."""
   found = {name.split("/")[0] for name in results if name.split("/")[-1] in MARKS}
-  known = [name for name in POLICIES if name in found]
-  return known + sorted(found - set(known))
+  return sorted(found, key=_rank)
 
 
 def bounds_of(results: dict[str, float], name: str) -> tuple:
@@ -78,7 +78,9 @@ def policy_table(results: dict[str, float]) -> Table:
       detail = f"× {ratio:.2f}" if ratio is not None else ""
       if low is not None and high is not None:
         detail = f"{100 * low:.1f}–{100 * high:.1f}"
-      cells.append(Cell(columns[name][1](value), detail))
+      cell = Cell(columns[name][1](value), detail)
+      bound = results.get(f"{policy}/{name}_bound")
+      cells.append(cell if bound is None else Cell(f"≤ {bound:.2f}"))
     rows.append(cells)
   return Table(["Policy", *(columns[name][0] for name in shown)], rows)
 
@@ -86,7 +88,10 @@ def policy_table(results: dict[str, float]) -> Table:
 def stage_table(run: Run) -> Table:
   """Steps and seconds of each stage, trained or only timed; memory where it was logged."""
   timed = [n.removeprefix("seconds/") for n in run.results if n.startswith("seconds/")]
-  stages = list(dict.fromkeys([*run.metrics, *(name for name in timed if name != "total")]))
+  trained = [name for stage in run.metrics for name in (stage, f"{stage}_evaluation")]
+  order = ["setup", *trained, *timed]
+  known = {*run.metrics, *timed} - {"total"}
+  stages = [stage for stage in dict.fromkeys(order) if stage in known]
   rows = []
   for stage in stages:
     metrics = run.metrics.get(stage, {})
@@ -132,23 +137,21 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
   return figures
 
 
-def evaluation_samples(samples: list[dict]) -> list[Sample]:
-  """The first prompts of the evaluation in file order, with every policy's answer side by side.
-
-  Rows of one prompt are joined, as when DPO is evaluated after PPO in the same workdir.
-  """
-  joined: dict[str, dict] = {}
-  for row in samples:
-    if row.get("stage") == "evaluation" and isinstance(row.get("prompt"), str):
-      joined.setdefault(row["prompt"], {}).update(row)
-  return [_sample(row) for row in list(joined.values())[:SAMPLES]]
+def evaluation_samples(answers: dict[str, list[dict]]) -> list[Sample]:
+  """The first held-out prompts in file order, with every policy's first answer to them side by side."""
+  joined: dict[str, dict[str, dict]] = {}
+  for policy in sorted(answers, key=_rank):
+    for row in answers[policy]:
+      if isinstance(row.get("prompt"), str):
+        joined.setdefault(row["prompt"], {}).setdefault(policy, row)
+  return [_sample(prompt, rows) for prompt, rows in list(joined.items())[:SAMPLES]]
 
 
 def training_samples(samples: list[dict]) -> list[tuple[str, Table]]:
   """Of each stage that logged any, the first rows of its first and of its last logged step."""
   stages: dict[str, list[dict]] = {}
   for row in samples:
-    if row.get("stage") != "evaluation" and "response" in row and is_number(row.get("step")):
+    if "response" in row and is_number(row.get("step")):
       stages.setdefault(str(row.get("stage", "train")), []).append(row)
   tables = []
   for stage, rows in stages.items():
@@ -169,22 +172,20 @@ def training_samples(samples: list[dict]) -> list[tuple[str, Table]]:
   return tables
 
 
-def _sample(row: dict) -> Sample:
-  names = [name for name in row if name not in ("stage", "step", "prompt", "id")]
-  names = [name for name in names if isinstance(row[name], str)]
-  names.sort(key=lambda name: POLICIES.index(name) if name in POLICIES else len(POLICIES))
-  rewards = {name: row.get(f"reward_{name}") for name in names}
-  known = [reward for reward in rewards.values() if is_number(reward)]
-  best = max(known) if len(known) > 1 else None
-  return Sample(
-    row["prompt"],
-    [
-      Answer(
-        title(name), row[name], _reward(rewards[name]), best is not None and rewards[name] == best
-      )
-      for name in names
-    ],
-  )
+def _sample(prompt: str, rows: dict[str, dict]) -> Sample:
+  rewards = [row.get("reward") for row in rows.values()]
+  known = [reward for reward in rewards if is_number(reward)]
+  best = max(known) if len(known) > 1 else math.inf
+  cells = [
+    Answer(title(policy), str(row.get("response", "")), _reward(reward), reward == best)
+    for (policy, row), reward in zip(rows.items(), rewards, strict=True)
+  ]
+  return Sample(prompt, cells)
+
+
+def _rank(policy: str) -> tuple[int, str]:
+  first = policy.split("_")[0]
+  return (POLICIES.index(first) if first in POLICIES else len(POLICIES), policy)
 
 
 def _whole(rate: float | None) -> str:

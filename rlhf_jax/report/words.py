@@ -9,8 +9,6 @@ TITLES = {
   "sft": "SFT",
   "ppo": "PPO",
   "dpo": "DPO",
-  "best_of_4": "Best of 4",
-  "reward_model": "Reward model",
   "baseline": "TF-IDF baseline",
   "judge": "TF-IDF judge",
   "vader": "VADER",
@@ -18,9 +16,11 @@ TITLES = {
 
 
 def title(name: str) -> str:
-  """`reward_model` as Reward model, `ppo` as PPO."""
-  plain = name.replace("_", " ").strip()
-  return TITLES.get(name, plain[:1].upper() + plain[1:])
+  """`baseline` as TF-IDF baseline, `ppo_evaluation` as PPO evaluation."""
+  if name in TITLES:
+    return TITLES[name]
+  plain = " ".join(TITLES.get(word, word) for word in name.split("_"))
+  return plain[:1].upper() + plain[1:]
 
 
 def number(value: float | None) -> str:
@@ -51,6 +51,8 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     return NONE
   if low is None or high is None:
     return f"{value:.3f}"
+  if low < 0:  # a difference, where a dash between numbers would read as a minus
+    return f"{value:.3f} ({low:.3f} to {high:.3f})".replace("-", "−")
   return f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 

@@ -14,12 +14,20 @@ RESULTS = {
   "reward_model/auc": 0.931,
   "reward_model/auc_low": 0.914,
   "reward_model/auc_high": 0.948,
-  "reward_model/auc_length_13_31": 0.94,
+  "reward_model/auc_102_to_300_tokens": 0.9,
+  "reward_model/auc_13_to_31_tokens": 0.94,
+  "reward_model/auc_gain": 0.059,
+  "reward_model/auc_gain_low": 0.038,
+  "reward_model/auc_gain_high": 0.08,
   "baseline/auc": 0.872,
   "sft/reward": 0.0,
   "sft/kl": 0.0,
   "sft/distinct_2": 0.7,
   "dpo/reward": 1.2,
+  "best_of_4/reward": 0.9,
+  "best_of_4/kl_bound": 0.636,
+  "ppo/judge_agreement": 0.78,
+  "ppo/judge_spearman": 0.69,
   "ppo/reward": 1.44,
   "ppo/kl": 8.9,
   "ppo/win_rate": 0.742,
@@ -61,10 +69,12 @@ def workdir(tmp_path):
     {"stage": "ppo", "step": s, "prompt": f"p{s}", "response": "r", "reward": 0.5}
     for s in (1, 2, 3)
   ]
-  samples += [
-    {"stage": "evaluation", "step": 0, "prompt": "The tea", "sft": "is bad", "ppo": "is good",
-     "reward_sft": -1.0, "reward_ppo": 2.0}
-  ]  # fmt: skip
+  (tmp_path / "evaluation").mkdir()
+  for policy, text, reward in (("sft", "is bad", -1.0), ("ppo", "is good", 2.0)):
+    row = {"prompt": "The tea", "response": text, "reward": reward}
+    (tmp_path / "evaluation" / f"{policy}.jsonl").write_text(lines([row]))
+  stages = {"sft": {"finished": True}, "ppo": {"finished": True}}
+  (tmp_path / "stages.json").write_text(json.dumps(stages))
   (tmp_path / "metrics.jsonl").write_text(lines(rows))
   (tmp_path / "samples.jsonl").write_text(lines(samples))
   (tmp_path / "results.json").write_text(json.dumps(RESULTS))
@@ -122,8 +132,9 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(workdir):
 
 def test_markup_in_samples_and_names_is_shown_and_not_run(workdir):
   evil = "<script>alert(1)</script>"
-  row = {"stage": "evaluation", "prompt": evil, "sft": evil, "reward_sft": 1.0}
+  row = {"stage": evil, "step": 1, "prompt": evil, "response": evil, "reward": 1.0}
   (workdir / "samples.jsonl").write_text(lines([row]))
+  (workdir / "evaluation" / "sft.jsonl").write_text(lines([row]))
   (workdir / "metrics.jsonl").write_text(lines([{"stage": evil, "step": 1, evil: 1.0}]))
   (workdir / "config.json").write_text(json.dumps({evil: evil}))
   text = page(workdir)
@@ -143,7 +154,7 @@ def test_an_empty_workdir_has_a_page_that_says_so(tmp_path):
 
 
 def test_an_unfinished_run_names_its_latest_stage(workdir):
-  (workdir / "results.json").unlink()
+  (workdir / "stages.json").write_text('{"sft": {"finished": true}, "ppo": {"finished": false}}')
   assert "not finished; latest stage: PPO" in page(workdir)
 
 
@@ -181,13 +192,14 @@ def test_a_step_logged_again_counts_once_with_its_last_value(tmp_path):
 
 
 def test_policies_stand_in_order_and_empty_columns_are_left_out():
-  table = tables.policy_table(RESULTS)
-  assert [row[0].text for row in table.rows] == ["SFT", "PPO", "DPO"]
+  table = tables.policy_table({"mine/reward": 0.5, **RESULTS})
+  assert [row[0].text for row in table.rows] == ["SFT", "Best of 4", "PPO", "DPO", "Mine"]
   assert table.headings == ["Policy", "Reward", "KL, nats", "Wins, TF-IDF judge", "Distinct\u20112"]
-  ppo = table.rows[1]
+  ppo = table.rows[2]
   assert [cell.text for cell in ppo] == ["PPO", "1.44", "8.90", "74.2\u00a0%", "0.600"]
   assert [cell.detail for cell in ppo] == ["", "", "", "69.7–78.5", "× 0.86"]
-  assert table.rows[2][2].text == words.NONE
+  assert table.rows[3][2].text == words.NONE
+  assert table.rows[1][2].text == "≤ 0.64"
 
 
 def test_win_rates_are_placed_on_a_common_track():
@@ -205,43 +217,45 @@ def test_a_policy_that_always_loses_stays_on_the_track():
   assert 0 <= figure.rows[0].at <= figure.reference <= 100
 
 
-def test_scorers_put_the_reward_model_first_with_its_lengths_below():
-  figure = intervals.scorers({"baseline/auc": 0.8, **RESULTS, "judge/agreement": 0.78})
+def test_scorers_put_the_reward_model_first_with_its_lengths_in_order_below():
+  figure = intervals.scorers(dict(sorted({"vader/auc": 0.7, **RESULTS}.items())))
   labels = [row.label for row in figure.rows]
-  assert labels == ["Reward model", "· 13–31 words", "TF-IDF baseline"]
+  expected = ["Reward model", "· 13–31 tokens", "· 102–300 tokens", "TF-IDF baseline", "VADER"]
+  assert labels == expected
   assert figure.rows[0].text == "0.931 (0.914–0.948)"
-  assert "78.0\u00a0% of the prompts" in figure.remark
+  assert "paired: 0.059 (0.038–0.080)." in figure.remark
+  assert (
+    "PPO's and SFT's answers to 78.0\u00a0% of prompts (rank correlation 0.690)" in figure.remark
+  )
 
 
 def test_stages_show_steps_time_and_the_whole_run(workdir):
-  table = tables.stage_table(read_run(workdir))
+  results = {**RESULTS, "seconds/ppo_evaluation": 90.0, "seconds/setup": 6.0}
+  table = tables.stage_table(read_run(workdir)._replace(results=results))
   assert [[cell.text for cell in row] for row in table.rows] == [
+    ["Setup", "–", "6.0 s", "–"],
     ["SFT", "7", "3.5 s", "–"],  # the sum of its steps
     ["Reward model", "7", "3.5 s", "–"],
     ["PPO", "50", "9 min 18 s", "–"],  # as the results say
+    ["PPO evaluation", "–", "1 min 30 s", "–"],
     ["Whole run", "–", "21 min 30 s", "4.87\u00a0GB"],
   ]
 
 
-def test_answers_to_one_prompt_are_joined_and_the_best_is_marked():
-  rows = [
-    {
-      "stage": "evaluation",
-      "prompt": "p",
-      "ppo": "b",
-      "sft": "a",
-      "reward_sft": 1,
-      "reward_ppo": 2,
-    },
-    {"stage": "evaluation", "prompt": "p", "dpo": "c", "reward_dpo": 1.5},
-    {"stage": "ppo", "step": 1, "prompt": "p", "response": "d", "reward": 9},
-  ]
-  (sample,) = tables.evaluation_samples(rows)
-  assert [tuple(answer) for answer in sample.answers] == [
+def test_first_answers_to_one_prompt_stand_side_by_side_and_the_best_is_marked():
+  row = lambda prompt, response, reward: dict(prompt=prompt, response=response, reward=reward)
+  answers = {
+    "dpo": [row("p", "c", 1.5)],
+    "ppo": [row("p", "b", 2.0), row("q", "e", 0.0)],
+    "sft": [row("p", "a", 1.0), row("p", "f", 9.0)],
+  }
+  first, second = tables.evaluation_samples(answers)
+  assert [tuple(answer) for answer in first.answers] == [
     ("SFT", "a", "+1.00", False),
     ("PPO", "b", "+2.00", True),
     ("DPO", "c", "+1.50", False),
   ]
+  assert [tuple(answer) for answer in second.answers] == [("PPO", "e", "+0.00", False)]
 
 
 def test_training_samples_are_of_the_first_and_last_step(workdir):
