@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rlhf_jax.report.run import Run, is_number
@@ -58,13 +59,13 @@ def policy_table(results: dict[str, float]) -> Table:
   """One row a policy; columns that no policy has are left out."""
   policies = policies_of(results)
   columns = {
-    "reward": ("Reward", _two_digits),
-    "kl": ("KL, nats", _two_digits),
+    "reward": ("Reward", _decimals(2)),
+    "kl": ("KL, nats", _decimals(2)),
     "win_rate": ("Wins, TF-IDF judge", percent),
     "vader_win_rate": ("Wins, VADER", percent),
-    "length": ("Length, tokens", number),
-    "logp_base": ("Log-prob, base", _two_digits),
-    "distinct_2": ("Distinct\u20112", number),
+    "length": ("Length, tokens", _decimals(1)),
+    "logp_base": ("Log-prob, base", _decimals(2)),
+    "distinct_2": ("Distinct\u20112", _decimals(3)),
     "repeat_4": ("Repeated 4\u2011gram", percent),
     "max_duplicates": ("Most copies", number),
   }
@@ -192,8 +193,14 @@ def _whole(rate: float | None) -> str:
   return NONE if rate is None else f"{100 * rate:.0f}"
 
 
-def _two_digits(value: float | None) -> str:
-  return NONE if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+def _decimals(digits: int) -> Callable[[float | None], str]:
+  """A column's own format, so that its figures line up."""
+
+  def write(value: float | None) -> str:
+    # Adding zero after rounding takes the minus off a zero.
+    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+  return write
 
 
 def _reward(value) -> str:
