@@ -45,24 +45,29 @@ def make_policy(
       return _aligned_values(params["critic"]["value_head"], hidden, sequences.segments)
     return None
 
-  def stats(params, frozen, sequences, temperature, hidden, unembed) -> TokenStats:
+  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
+    hidden, unembed = trunk(params, frozen, sequences)
     logps, entropy = logprobs.token_stats(
       hidden, sequences.tokens, sequences.segments, unembed, temperature, chunk=chunk
     )
     return TokenStats(logps, entropy, values(params, frozen, sequences, hidden))
 
-  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
-    return stats(params, frozen, sequences, temperature, *trunk(params, frozen, sequences))
-
   def compare(params, other, frozen, sequences: Sequences, temperature=1.0):
     hidden_p, unembed_p = trunk(params, frozen, sequences)
     hidden_q, unembed_q = trunk(other, frozen, sequences)
-    kl = logprobs.exact_kl(
-      hidden_p, hidden_q, sequences.segments, unembed_p, unembed_q, temperature, chunk=chunk
+    of_p, of_q, kl = logprobs.compare_stats(
+      hidden_p,
+      hidden_q,
+      sequences.tokens,
+      sequences.segments,
+      unembed_p,
+      unembed_q,
+      temperature,
+      chunk=chunk,
     )
     return (
-      stats(params, frozen, sequences, temperature, hidden_p, unembed_p),
-      stats(other, frozen, sequences, temperature, hidden_q, unembed_q),
+      TokenStats(*of_p, values(params, frozen, sequences, hidden_p)),
+      TokenStats(*of_q, values(other, frozen, sequences, hidden_q)),
       kl,
     )
 

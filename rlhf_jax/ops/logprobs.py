@@ -42,24 +42,33 @@ def token_stats(
   return _align(logps, segments), _align(entropy, segments)
 
 
-def exact_kl(
+def compare_stats(
   hidden_p: Array,
   hidden_q: Array,
+  tokens: Array,
   segments: Array,
   unembed_p: Callable[[Array], Array],
   unembed_q: Callable[[Array], Array],
   temperature: Array | float = 1.0,
   *,
   chunk: int = CHUNK,
-) -> Array:
-  """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) over the vocabulary at every token, float32[B, T]."""
+) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+  """`token_stats` of p and of q, and KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) at every token.
 
-  def kl(hidden_p, hidden_q):
+  All float32[B, T], from one pass over each one's logits.
+  """
+
+  def stats(hidden_p, hidden_q, tokens):
     logp = jax.nn.log_softmax(unembed_p(hidden_p).astype(jnp.float32) / temperature)
     logq = jax.nn.log_softmax(unembed_q(hidden_q).astype(jnp.float32) / temperature)
-    return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+    p, q = jnp.exp(logp), jnp.exp(logq)
+    chosen = lambda x: jnp.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
+    of_p = chosen(logp), -jnp.sum(p * logp, axis=-1)
+    of_q = chosen(logq), -jnp.sum(q * logq, axis=-1)
+    return of_p, of_q, jnp.sum(p * (logp - logq), axis=-1)
 
-  return _align(_over_chunks(kl, chunk, hidden_p[:, :-1], hidden_q[:, :-1]), segments)
+  per_prediction = _over_chunks(stats, chunk, hidden_p[:, :-1], hidden_q[:, :-1], tokens[:, 1:])
+  return jax.tree.map(lambda x: _align(x, segments), per_prediction)
 
 
 def predicted(segments: Array) -> Array:

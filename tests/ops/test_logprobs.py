@@ -104,18 +104,25 @@ def test_entropy_of_equal_logits_is_log_v():
 
 
 @pytest.mark.parametrize("chunk", [3, 512])
-def test_exact_kl_is_the_sum_over_the_vocabulary(chunk):
-  hidden, kernel, _, segments = inputs(5)
+def test_comparison_is_the_stats_of_both_and_the_kl_summed_over_the_vocabulary(chunk):
+  hidden, kernel, tokens, segments = inputs(5)
   other = inputs(6)[0]
   unembed = lambda hidden: hidden @ kernel
-  got = logprobs.exact_kl(hidden, other, segments, unembed, unembed, 0.8, chunk=chunk)
+
+  def compare(p, q):
+    return logprobs.compare_stats(p, q, tokens, segments, unembed, unembed, 0.8, chunk=chunk)
+
+  of_p, of_q, got = compare(hidden, other)
+  for found, state in ((of_p, hidden), (of_q, other)):
+    alone = logprobs.token_stats(state, tokens, segments, unembed, 0.8, chunk=chunk)
+    for a, b in zip(found, alone, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   logp, logq = (jax.nn.log_softmax(h @ kernel / 0.8) for h in (hidden, other))
   expected = jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)[:, :-1]
   np.testing.assert_allclose(got[0, 1:], expected[0], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(got[1, 3:], expected[1, 2:], rtol=1e-4, atol=1e-5)
   assert not np.any(got[1, :3])
-  itself = logprobs.exact_kl(hidden, hidden, segments, unembed, unembed, chunk=chunk)
-  np.testing.assert_allclose(itself, np.zeros((B, T)), atol=1e-6)
+  np.testing.assert_allclose(compare(hidden, hidden)[2], np.zeros((B, T)), atol=1e-6)
 
 
 def test_the_logits_of_all_tokens_never_exist_at_once():
