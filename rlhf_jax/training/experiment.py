@@ -10,22 +10,10 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.config import suggest
-from rlhf_jax.training import evaluate, stages
+from rlhf_jax.training import evaluate, options, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
+from rlhf_jax.training.setup import Setup, make_setup
 from rlhf_jax.types import Params
-
-STAGES = ("sft", "reward_model", "policy", "evaluation")
-SHARED = (
-  "seed",
-  "model",
-  "lora",
-  "data",
-  "rollout",
-  "start",
-)  # sections that every stage depends on
-OTHER = ("algorithm", "evaluation", "mesh", "stages")
 
 
 def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, float]:
@@ -34,64 +22,79 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
   Raises ValueError or FileNotFoundError, with the remedy, before anything is computed; Interrupted
   after a signal; NotFinite at a loss that is not finite.
   """
-  check(config)
+  options.check(config)
   run = RunDir(Path(workdir))
   name, wanted = config["algorithm"]["name"], config["stages"]
-  chain = [("sft", ("sft",)), ("reward_model", ("sft", "reward_model"))]
-  if "policy" in wanted:
-    chain.append((name, ("sft", "reward_model", name)))
-  for stage, own in chain:
-    if stage in wanted or stage == name:
-      run.claim(stage, {section: config.get(section) for section in (*SHARED, *own)})
-  run.save_config(config)
+  claims = _claims(config)
+  for stage, sections in claims.items():
+    run.assert_same(stage, sections)
+  if all(run.finished(stage) for stage in _entries(config)):
+    print(f"{run.workdir}: finished; nothing is left to do.", flush=True)
+    return run.results
   with run.timed("setup"):
     setup = make_setup(config, run.workdir)
+  run.save_config(config)  # now that it is known to be sound
   for note in setup.task.notes:
     print(note, flush=True)
 
   with jax.set_mesh(setup.mesh):
-    weights, reward_params = setup.pretrained, None
     if "sft" in wanted:
-      with run.timed("sft"):
+      with run.timed("sft", claims["sft"]):
         weights = stages.sft(setup)
-    elif source := _start(config, "sft"):
-      weights = stages.sft(source)
+    else:
+      weights = foreign_weights(setup)
     if "reward_model" in wanted:
-      with run.timed("reward_model"):
+      with run.timed("reward_model", claims["reward_model"]):
         reward_params = stages.reward_model(setup, weights)
-    elif source := _start(config, "reward_model"):
-      reward_params = _foreign_reward_model(source, setup)
+    else:
+      reward_params = foreign_reward_model(setup)
     if "policy" in wanted:
-      with run.timed(name):
+      with run.timed(name, claims[name]):
         params, frozen = stages.policy(setup, weights, reward_params)
       if "evaluation" in wanted:
-        with run.timed(f"{name}_evaluation"):
+        judged = f"{name}_evaluation"
+        with run.timed(judged, claims[judged]):
           run.add(evaluate.evaluate(setup, name, params, frozen))
   return run.results
 
 
-def check(config: Mapping[str, Any]) -> None:
-  """Raises ValueError for a section or stage that does not exist."""
-  name = config.get("algorithm", {}).get("name", "ppo")
-  algorithm_module(name)
-  known = {*SHARED, *OTHER, *STAGES, name}
-  for section in config:
-    if section not in known and not _is_algorithm(section):
-      raise ValueError(f"config.{section} is not a section{suggest(section, known)}")
-  for missing in sorted(
-    {"seed", "model", "lora", "data", "rollout", "algorithm", "stages"} - set(config)
-  ):
-    raise ValueError(f"config has no section {missing!r}; copy it from experiments/tiny.py.")
-  for stage in config["stages"]:
-    if stage not in STAGES:
-      raise ValueError(f"config.stages names {stage!r}{suggest(stage, STAGES)}")
+def foreign_weights(setup: Setup) -> Params:
+  """What a run without SFT of its own starts from: the SFT model that `start.sft` names, or the pretrained."""
+  source = _start(setup.config, "sft")
+  return stages.sft(source) if source else setup.pretrained
 
 
-def _is_algorithm(section: str) -> bool:
-  try:
-    return bool(algorithm_module(section))
-  except ValueError:
-    return False
+def foreign_reward_model(setup: Setup) -> Params | None:
+  """The reward model that `start.reward_model` names, with the weights that it stands on."""
+  source = _start(setup.config, "reward_model")
+  if source is None:
+    return None
+  finished = RunDir(source.workdir).finished("sft")
+  weights = stages.sft(source) if finished else source.pretrained
+  params = stages.reward_model(source, weights)
+  return {**params, "base": setup.frozen(weights)} if source.lora.rank else params
+
+
+def _entries(config: Mapping[str, Any]) -> list[str]:
+  """The stages of `config` under their names in stages.json."""
+  name = config["algorithm"]["name"]
+  own = {"policy": name, "evaluation": f"{name}_evaluation"}
+  return [own.get(stage, stage) for stage in config["stages"]]
+
+
+def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
+  """What each stage of `config` depends on."""
+  name = config["algorithm"]["name"]
+  depends = {
+    "sft": ("sft",),
+    "reward_model": ("sft", "reward_model"),
+    name: ("sft", "reward_model", name),
+    f"{name}_evaluation": ("sft", "reward_model", name, "evaluation"),
+  }
+  return {
+    stage: {section: config.get(section) for section in (*options.SHARED, *depends[stage])}
+    for stage in _entries(config)
+  }
 
 
 def _start(config: Mapping[str, Any], stage: str) -> Setup | None:
@@ -105,11 +108,3 @@ def _start(config: Mapping[str, Any], stage: str) -> Setup | None:
       f"start.{stage}={path!r} holds no finished stage {stage}; finish it there first."
     )
   return make_setup(json.loads((run.workdir / "config.json").read_text()), run.workdir)
-
-
-def _foreign_reward_model(source: Setup, setup: Setup) -> Params:
-  """Another run's reward model, with the weights that it stands on."""
-  finished = RunDir(source.workdir).finished("sft")
-  weights = stages.sft(source) if finished else source.pretrained
-  params = stages.reward_model(source, weights)
-  return {**params, "base": setup.frozen(weights)} if source.lora.rank else params

@@ -18,7 +18,11 @@ from rlhf_jax.types import TrainState
 
 
 class Interrupted(SystemExit):
-  """A signal asked the run to stop; everything is saved."""
+  """A signal asked the run to stop; everything is saved. Uncaught, the exit code is the shell's for it."""
+
+  def __init__(self, message: str, number: signal.Signals):
+    super().__init__(message)
+    self.code = 128 + number
 
 
 class NotFinite(FloatingPointError):
@@ -49,6 +53,9 @@ def run(
   if checkpoints.latest() is not None:
     state = checkpoints.restore(state)
   first = int(state.step)
+  if first >= steps:
+    print(f"{stage}: finished, {first} steps", flush=True)
+    return state
   log = Log(workdir, stage, resume_step=first)
   bar = tqdm(total=steps, initial=first, desc=f"{stage:>12}", unit="step", dynamic_ncols=True)
   pending = None
@@ -85,8 +92,9 @@ def run(
         if stop.requested and not done:
           checkpoints.wait()
           raise Interrupted(
-            f"\nStopped by {stop.requested} after step {step + 1} of {steps} of stage {stage}; "
-            "everything is saved. Run the same command again to go on from there."
+            f"stopped by {stop.requested.name} after step {step + 1} of {steps} of stage {stage}; "
+            "everything is saved. Run the same command again to go on from there.",
+            stop.requested,
           )
     checkpoints.wait()
   finally:
@@ -96,7 +104,7 @@ def run(
 
 
 class _Stop:
-  requested: str | None = None
+  requested: signal.Signals | None = None
 
 
 @contextmanager
@@ -105,7 +113,7 @@ def _stop_signals():
   stop = _Stop()
 
   def ask(number, frame):
-    stop.requested = signal.Signals(number).name
+    stop.requested = signal.Signals(number)
 
   try:
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}

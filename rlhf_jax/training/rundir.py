@@ -27,25 +27,25 @@ class RunDir:
   def finished(self, stage: str) -> bool:
     return self.stages.get(stage, {}).get("finished", False)
 
-  def claim(self, stage: str, sections: Mapping[str, Any]) -> None:
-    """Notes what `stage` is run with. Raises ValueError when it was begun with something else."""
-    sections = json.loads(json.dumps(sections))
-    begun = self.stages.setdefault(stage, {"config": sections, "seconds": 0.0, "finished": False})
-    before, now = _flat(begun["config"]), _flat(sections)
-    for name in sorted(before.keys() | now.keys()):
+  def assert_same(self, stage: str, sections: Mapping[str, Any]) -> None:
+    """Raises ValueError when `stage` was begun here with something else than `sections`."""
+    before = _flat(self.stages.get(stage, {}).get("config", {}))
+    now = _flat(_plain(sections))
+    for name in sorted(before.keys() | now.keys()) if before else ():
       if before.get(name) != now.get(name):
         raise ValueError(
           f"{self.workdir} ran stage {stage} with {name}={before.get(name, 'unset')!r}, and now it "
           f"is {now.get(name, 'unset')!r}; set it back, or use another --workdir."
         )
-    _write(self.workdir / "stages.json", self.stages)
 
   @contextmanager
-  def timed(self, stage: str):
-    """Adds the wall time within to the stage's, also when it is interrupted; marks it finished."""
+  def timed(self, stage: str, sections: Mapping[str, Any] | None = None):
+    """Notes what `stage` is run with; adds the wall time within, also when it is interrupted; marks it finished."""
     start = time.perf_counter()
-    entry = self.stages.setdefault(stage, {"config": {}, "seconds": 0.0, "finished": False})
+    begun = {"config": _plain(sections or {}), "seconds": 0.0, "finished": False}
+    entry = self.stages.setdefault(stage, begun)
     again = entry["finished"]
+    _write(self.workdir / "stages.json", self.stages)
     try:
       yield
       entry["finished"] = True
@@ -79,6 +79,11 @@ def _write(path: Path, value: Mapping) -> None:
   text = json.dumps(value, indent=2, sort_keys=True, default=list)
   temporary.write_text(text + "\n", encoding="utf-8")
   temporary.replace(path)
+
+
+def _plain(sections: Mapping[str, Any]) -> dict:
+  """`sections` as they are read back from a file: tuples are lists."""
+  return json.loads(json.dumps(sections))
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:

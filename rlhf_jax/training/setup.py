@@ -155,11 +155,17 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   )
 
 
+def algorithm_names() -> list[str]:
+  """The modules in `rlhf_jax.algorithms`."""
+  return [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
+
+
 def algorithm_module(name: str):
   """`rlhf_jax.algorithms.<name>`; ValueError with the names there are."""
-  known = [m.name for m in pkgutil.iter_modules(algorithms.__path__)]
-  if name not in known:
-    raise ValueError(f"algorithm.name={name!r} is not an algorithm{suggest(name, known)}")
+  if name not in algorithm_names():
+    raise ValueError(
+      f"algorithm.name={name!r} is not an algorithm{suggest(name, algorithm_names())}"
+    )
   return importlib.import_module(f"rlhf_jax.algorithms.{name}")
 
 

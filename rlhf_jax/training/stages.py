@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from rlhf_jax.algorithms import reward_model as reward_model_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.config import split
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
-from rlhf_jax.training import offline, online, optimizer, pair_sampling, sampling
+from rlhf_jax.training import offline, online, options, pair_sampling, sampling
 from rlhf_jax.training.setup import Setup, algorithm_module
 from rlhf_jax.types import Params
 
 
 def sft(setup: Setup) -> Params:
   """Fine-tunes the pretrained model on texts; returns the whole model, float32."""
-  config, settings, optim = _settings(setup, "sft", sft_algorithm, offline.Settings)
+  config, settings, optim = options.stage(setup.config, "sft")
   base, trained, _ = setup.starting_point(setup.pretrained, "sft")
   width = setup.data.max_tokens
   rows = examples.pack(setup.task.sft, width)
@@ -42,7 +41,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
   Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
   """
   module = reward_model_algorithm
-  config, settings, optim = _settings(setup, "reward_model", module, offline.Settings)
+  config, settings, optim = options.stage(setup.config, "reward_model")
   base, trained, reference = setup.starting_point(weights, "reward_model")
   size = setup.model.config.hidden_size
   head = heads.init_head(setup.key("reward head"), size, std=(size + 1) ** -0.5)
@@ -80,7 +79,7 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
   base, trained, reference = setup.starting_point(weights, name)
   frozen = {"base": base, "reference": reference, "reward_model": reward_params}
   if module.DATA == "rollouts":
-    config, settings, optim = _settings(setup, name, module, online.Settings)
+    config, settings, optim = options.stage(setup.config, name)
     params = online.run(
       setup,
       name,
@@ -93,14 +92,8 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
       frozen=frozen,
     )
     return params, frozen
-  if module.DATA != "pairs" or module is reward_model_algorithm:
-    raise ValueError(
-      f"algorithm.name={name!r} does not train a policy from feedback; use ppo or dpo."
-    )
 
-  config, settings, optim, pairing = _settings(
-    setup, name, module, offline.Settings, pair_sampling.Settings
-  )
+  config, settings, optim, pairing = options.stage(setup.config, name)
   path = setup.workdir / f"{name}_pairs.jsonl"
   pairs = pair_sampling.load_or_sample(path, pairing, setup, frozen, reward_params)
   state = offline.run(
@@ -115,15 +108,3 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     batches=offline.paired(lambda epoch: pairs, settings, setup.seed),
   )
   return state.params, frozen
-
-
-def _settings(setup: Setup, name: str, module, loop_settings, *more):
-  """The stage's section as the algorithm's Config, the loop's settings and the optimizer's."""
-  section = dict(setup.config.get(name, {}))
-  if "temperature" in section:
-    raise ValueError(
-      f"{name}.temperature is not an option; set rollout.temperature, which rules both."
-    )
-  if "temperature" in module.Config.__dataclass_fields__:
-    section["temperature"] = setup.sampling.temperature
-  return split(section, module.Config, loop_settings, optimizer.Settings, *more, where=name)

@@ -1,0 +1,126 @@
+"""Which options each section of a config takes: behind the stages, the check before a run and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.config import from_dict, hyperparameters, split, suggest
+from rlhf_jax.data import tasks
+from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.training import evaluate, offline, online, optimizer, pair_sampling, setup
+
+STAGES = ("sft", "reward_model", "policy", "evaluation")
+SHARED = ("seed", "model", "lora", "data", "rollout", "start")  # what every stage depends on
+REQUIRED = ("seed", "stages", "model", "lora", "data", "rollout", "algorithm")
+VALUES = {"seed": int, "stages": tuple}  # beside the sections
+
+
+@hyperparameters
+class Algorithm:
+  name: str = ""  # a module of rlhf_jax.algorithms that trains a policy
+
+
+@hyperparameters
+class Start:
+  """Run directories whose finished stages this run starts from, in place of its own."""
+
+  sft: str = ""
+  reward_model: str = ""
+
+
+def declared(section: str) -> tuple[type, ...]:
+  """The dataclasses that share the fields of `config.<section>`; ValueError for no section at all."""
+  if section in _SECTIONS:
+    return (_SECTIONS[section],)
+  if section not in setup.algorithm_names():
+    known = {*VALUES, *_SECTIONS, *setup.algorithm_names()}
+    raise ValueError(f"config.{section} is not a section{suggest(section, known)}")
+  module = setup.algorithm_module(section)
+  if module.DATA == "rollouts":
+    return module.Config, online.Settings, optimizer.Settings
+  own = (module.Config, offline.Settings, optimizer.Settings)
+  return own if section in STAGES else (*own, pair_sampling.Settings)
+
+
+def fields(section: str) -> dict[str, tuple[Any, Any]]:
+  """The name of every option of `config.<section>`, with its declared type and default."""
+  found = {}
+  for cls in declared(section):
+    hints = typing.get_type_hints(cls)
+    found |= {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls)}
+  return found
+
+
+def stage(config: Mapping[str, Any], name: str) -> tuple:
+  """The section of stage or algorithm `name` as (its Config, the loop's settings, the optimizer's, ...)."""
+  section = dict(config.get(name, {}))
+  if "temperature" in section:
+    raise ValueError(
+      f"{name}.temperature is not an option; set rollout.temperature, which rules both."
+    )
+  classes = declared(name)
+  if "temperature" in classes[0].__dataclass_fields__:
+    section["temperature"] = config["rollout"].get("temperature", Sampling.temperature)
+  return split(section, *classes, where=name)
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for what is missing, not an option or out of range, in any section."""
+  for missing in sorted(set(REQUIRED) - set(config)):
+    raise ValueError(f"config has no section {missing!r}; copy it from experiments/tiny.py.")
+  for section, value in config.items():
+    if section in VALUES:
+      _check_value(section, value)
+    elif not isinstance(value, Mapping):
+      raise ValueError(f"config.{section}={value!r} should be a section with fields.")
+    elif section in _SECTIONS:
+      from_dict(_SECTIONS[section], value, where=section)
+    else:
+      declared(section)
+      stage(config, section)
+  name = config["algorithm"].get("name", "")
+  setup.algorithm_module(name)
+  if name in STAGES:
+    policies = sorted(set(setup.algorithm_names()) - set(STAGES))
+    raise ValueError(
+      f"algorithm.name={name!r} does not train a policy from feedback; use {' or '.join(policies)}."
+    )
+  _check_stages(config, name)
+
+
+def _check_stages(config: Mapping[str, Any], name: str) -> None:
+  for wanted in config["stages"]:
+    if wanted not in STAGES:
+      raise ValueError(f"config.stages names {wanted!r}{suggest(wanted, STAGES)}")
+  if "evaluation" in config["stages"] and "policy" not in config["stages"]:
+    raise ValueError(
+      "config.stages has evaluation without policy, so there is nothing to evaluate."
+    )
+  human = config.get(name, {}).get("pairs") == "human"
+  rewarded = "reward_model" in config["stages"] or config.get("start", {}).get("reward_model")
+  if "policy" in config["stages"] and not rewarded and not human:
+    raise ValueError(
+      f"{name} needs a reward model: add reward_model to config.stages, or set start.reward_model to "
+      "the workdir of a run that has one."
+    )
+
+
+def _check_value(name: str, value) -> None:
+  kinds = (list, tuple) if VALUES[name] is tuple else VALUES[name]
+  if not isinstance(value, kinds) or isinstance(value, bool):
+    raise ValueError(f"config.{name}={value!r} should be of type {VALUES[name].__name__}.")
+
+
+_SECTIONS = {
+  "model": setup.Model,
+  "lora": setup.Lora,
+  "data": tasks.Settings,
+  "rollout": Sampling,
+  "mesh": setup.MeshShape,
+  "algorithm": Algorithm,
+  "start": Start,
+  "evaluation": evaluate.Settings,
+}
