@@ -18,6 +18,7 @@ class Checkpoints:
     self.folder = Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
       self.folder,
+      item_handlers=ocp.StandardCheckpointHandler(),
       options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
     )
 
@@ -54,7 +55,7 @@ class Checkpoints:
     return jax.tree.map(_like, restored, like)
 
   def _assert_fits(self, step: int, like) -> None:
-    saved = self._manager.item_metadata(step).tree
+    saved = self._manager.item_metadata(step)
     found = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(saved)}
     wanted = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(_plain(like))}
     for name in sorted(set(found) | set(wanted)):
