@@ -11,8 +11,8 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-# token_type of a GGUF vocabulary: 3 stands for a mark that no text produces, 4 for a word added to the vocabulary.
-CONTROL, USER_DEFINED = 3, 4
+# token_type of a GGUF vocabulary: a piece of text, a mark that no text produces, a word added to the vocabulary.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 # The split of Llama 3 and of Qwen2 differ in the digits they keep together.
 WORDS = (
@@ -39,37 +39,20 @@ def from_folder(folder) -> PreTrainedTokenizerFast:
 def from_gguf(
   metadata: Mapping[str, Any], *, where: str = "GGUF metadata"
 ) -> PreTrainedTokenizerFast:
-  """The byte-level BPE tokenizer that a GGUF file describes, with its marks and chat template.
+  """The tokenizer that a GGUF file describes, with its marks and chat template.
 
   Raises ValueError naming a tokenizer model or pre-tokenizer that is not known, and what to do.
   """
   kind = _key(metadata, "model", where)
-  if kind != "gpt2":
+  if kind not in KINDS:
     raise ValueError(
-      f"{where}: tokenizer.ggml.model={kind!r} is not supported, only byte-level BPE ('gpt2') is;"
+      f"{where}: tokenizer.ggml.model={kind!r} is not one of {', '.join(sorted(KINDS))};"
       " load the model from its Hugging Face folder instead."
     )
-  pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-  if pre not in SPLITS:
-    raise ValueError(
-      f"{where}: tokenizer.ggml.pre={pre!r} is not one of {', '.join(sorted(SPLITS))};"
-      " load the model from its Hugging Face folder instead."
-    )
-  tokens = _key(metadata, "tokens", where)
-  kinds = _key(metadata, "token_type", where)
-  merges = [tuple(m.split(" ")) for m in _key(metadata, "merges", where)]
-
-  bpe = models.BPE(
-    vocab={token: i for i, token in enumerate(tokens)},
-    merges=merges,
-    ignore_merges=pre
-    == "llama-bpe",  # Llama 3 takes a whole word that is in the vocabulary as it is
-  )
-  tokenizer = tokenizers.Tokenizer(bpe)
-  SPLITS[pre](tokenizer)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_tokens(_added(tokens, kinds, USER_DEFINED))
-  tokenizer.add_special_tokens(_added(tokens, kinds, CONTROL))
+  tokens, types = _key(metadata, "tokens", where), _key(metadata, "token_type", where)
+  tokenizer, adds_bos = KINDS[kind](metadata, tokens, types, where)
+  tokenizer.add_tokens(_added(tokens, types, USER_DEFINED))
+  tokenizer.add_special_tokens(_added(tokens, types, CONTROL))
 
   marks = {
     name: tokens[metadata[key]]
@@ -81,7 +64,7 @@ def from_gguf(
     )
     if key in metadata
   }
-  tokenizer.post_processor = _bos_and_eos(metadata, marks, tokenizer, adds_bos=pre == "llama-bpe")
+  tokenizer.post_processor = _bos_and_eos(metadata, marks, tokenizer, adds_bos)
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,
     chat_template=metadata.get("tokenizer.chat_template"),
@@ -106,15 +89,15 @@ def _key(metadata: Mapping[str, Any], name: str, where: str):
   return metadata[key]
 
 
-def _added(tokens: list[str], kinds: list[int], kind: int) -> list[tokenizers.AddedToken]:
+def _added(tokens: list[str], types: list[int], type_: int) -> list[tokenizers.AddedToken]:
   return [
-    tokenizers.AddedToken(token, special=kind == CONTROL, normalized=False)
-    for token, k in zip(tokens, kinds, strict=True)
-    if k == kind
+    tokenizers.AddedToken(token, special=type_ == CONTROL, normalized=False)
+    for token, t in zip(tokens, types, strict=True)
+    if t == type_
   ]
 
 
-def _bos_and_eos(metadata, marks: dict[str, str], tokenizer, *, adds_bos: bool):
+def _bos_and_eos(metadata, marks: dict[str, str], tokenizer, adds_bos: bool):
   """Byte-level offsets, and the beginning and end marks that the file asks to be added to every text."""
   byte_level = processors.ByteLevel(trim_offsets=False)
   before = ["bos_token"] if metadata.get("tokenizer.ggml.add_bos_token", adds_bos) else []
@@ -127,6 +110,60 @@ def _bos_and_eos(metadata, marks: dict[str, str], tokenizer, *, adds_bos: bool):
     special_tokens=[(token, tokenizer.token_to_id(token)) for token in added],
   )
   return processors.Sequence([byte_level, template])
+
+
+def _byte_level(metadata, tokens: list[str], types: list[int], where: str):
+  """GPT-2's kind: merges of bytes, inside words that a pattern splits off; and whether BOS is added by default."""
+  pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
+  if pre not in SPLITS:
+    raise ValueError(
+      f"{where}: tokenizer.ggml.pre={pre!r} is not one of {', '.join(sorted(SPLITS))};"
+      " load the model from its Hugging Face folder instead."
+    )
+  bpe = models.BPE(
+    vocab={token: i for i, token in enumerate(tokens)},
+    merges=[tuple(merge.split(" ")) for merge in _key(metadata, "merges", where)],
+    # Llama 3 takes a whole word that is in the vocabulary as it is.
+    ignore_merges=(pre == "llama-bpe"),
+  )
+  tokenizer = tokenizers.Tokenizer(bpe)
+  SPLITS[pre](tokenizer)
+  tokenizer.decoder = decoders.ByteLevel()
+  return tokenizer, pre == "llama-bpe"
+
+
+def _sentencepiece(metadata, tokens: list[str], types: list[int], where: str):
+  """Llama 2's kind: merges of characters over the whole text, ▁ for a blank, bytes for what is not in the vocabulary."""
+  scores = _key(metadata, "scores", where)
+  bpe = models.BPE(
+    vocab={token: i for i, token in enumerate(tokens)},
+    merges=_merges_by_score(tokens, types, scores),
+    fuse_unk=True,
+    byte_fallback=True,
+  )
+  tokenizer = tokenizers.Tokenizer(bpe)
+  prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+    prepend_scheme="first" if prefix else "never", split=False
+  )
+  steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  tokenizer.decoder = decoders.Sequence(
+    [*steps, decoders.Strip(content=" ", left=1)] if prefix else steps
+  )
+  return tokenizer, True
+
+
+def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]):
+  """Every way to make a token of two others, the highest score first, and of those the longest left side."""
+  normal = {token for token, type_ in zip(tokens, types, strict=True) if type_ == NORMAL}
+  merges = [
+    (-score, -i, token[:i], token[i:])
+    for token, score in zip(tokens, scores, strict=True)
+    if token in normal
+    for i in range(1, len(token))
+    if token[:i] in normal and token[i:] in normal
+  ]
+  return [(left, right) for _, _, left, right in sorted(merges)]
 
 
 def _split_gpt2(tokenizer) -> None:
@@ -168,3 +205,6 @@ SPLITS = {
   "llama-bpe": _split_llama_bpe,
   "qwen2": _split_qwen2,
 }
+
+# tokenizer.ggml.model -> makes the tokenizer without its marks, and says whether BOS is added unless the file objects.
+KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}

@@ -88,8 +88,13 @@ def test_qwen2_composes_characters():
 
 
 def test_digits_stay_apart_in_smollm_alone():
-  words = {pre: tokenize.from_gguf(metadata(pre)).tokenize("he 12") for pre in ("gpt-2", "smollm")}
-  assert words == {"gpt-2": ["he", "Ġ1", "2"], "smollm": ["he", "Ġ", "1", "2"]}
+  tokens = [*metadata()["tokenizer.ggml.tokens"], "23"]
+  changes = dict(tokens=tokens, token_type=[NORMAL] * len(tokens), merges=["h e", "Ġ 1", "2 3"])
+  words = {
+    pre: tokenize.from_gguf(metadata(pre, **changes)).tokenize("he 123")
+    for pre in ("gpt-2", "smollm")
+  }
+  assert words == {"gpt-2": ["he", "Ġ1", "23"], "smollm": ["he", "Ġ", "1", "2", "3"]}
 
 
 def test_control_tokens_are_special_and_added_words_are_not():
@@ -126,10 +131,31 @@ def test_llama3_takes_a_whole_word_that_no_merge_makes():
   assert split == {"gpt-2": ["s", "he"], "llama-bpe": ["she"]}
 
 
+def sentencepiece() -> dict:
+  return {f"tokenizer.ggml.{k}": v for k, v in GOLDEN["sentencepiece"]["metadata"].items()}
+
+
+def test_sentencepiece_ids_are_those_of_transformers():
+  tokenizer = tokenize.from_gguf(sentencepiece())
+  for text, ids in GOLDEN["sentencepiece"]["ids"].items():
+    assert tokenizer(text).input_ids == ids, text
+    if not text.startswith(" "):  # Transformers puts no blank before a blank, but drops one
+      assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_sentencepiece_merges_by_score_and_falls_back_to_bytes():
+  tokenizer = tokenize.from_gguf(sentencepiece())
+  # "hell" scores above "ello"; ☕ is three bytes.
+  pieces = ["<s>", "▁", "hell", "o", "<0xE2>", "<0x98>", "<0x95>"]
+  assert tokenizer.convert_ids_to_tokens(tokenizer("hello☕").input_ids) == pieces
+  bare = tokenize.from_gguf(sentencepiece() | {"tokenizer.ggml.add_space_prefix": False})
+  assert bare.convert_ids_to_tokens(bare("hello").input_ids) == ["<s>", "hell", "o"]
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
-    (dict(model="bert"), "model.gguf: tokenizer.ggml.model='bert' is not supported"),
+    (dict(model="bert"), "model.gguf: tokenizer.ggml.model='bert' is not one of gpt2, llama"),
     (dict(pre="tekken"), "model.gguf: tokenizer.ggml.pre='tekken' is not one of gpt-2, llama-bpe"),
   ],
 )

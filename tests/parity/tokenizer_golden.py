@@ -13,7 +13,10 @@ import importlib.metadata
 import json
 import pathlib
 import re
+import tempfile
 
+import gguf
+import numpy as np
 import tokenizers
 import transformers
 from tokenizers import pre_tokenizers
@@ -61,6 +64,7 @@ def main():
       "ids": {text: smollm2(text).input_ids for text in SENTENCES},
       "chat": chat(smollm2),
     },
+    "sentencepiece": sentencepiece(),
     "qwen2": {
       "function": "Qwen2Tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str",
       "pieces": {text: pieces_of_qwen2(qwen2, text) for text in SENTENCES},
@@ -72,6 +76,40 @@ def main():
   }
   FILE.write_text(one_list_a_line(json.dumps(record, indent=1, ensure_ascii=False)) + "\n")
   print(f"{FILE.name}: {len(SENTENCES)} sentences")
+
+
+# A SentencePiece vocabulary: marks, bytes, characters, and pieces with the scores that order their merges.
+PIECES = ["he", "ll", "hell", "ello", "o▁", "▁t", "▁th", "▁the", "in", "ing", "▁▁", "er"]
+CHARACTERS = sorted(set("▁helotingrsabw,.!"))
+
+
+def sentencepiece() -> dict:
+  tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)] + PIECES + CHARACTERS
+  types = [2, 3, 3] + [6] * 256 + [1] * (len(PIECES) + len(CHARACTERS))
+  scores = [0.0] * 259 + [-float(i) for i in range(len(PIECES) + len(CHARACTERS))]
+  marks = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+  metadata = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types} | marks
+  with tempfile.TemporaryDirectory() as folder:
+    writer = gguf.GGUFWriter(f"{folder}/model.gguf", "llama")
+    for key, value in metadata.items():
+      kind = {str: "string", int: "uint32", list: "array"}[type(value)]
+      getattr(writer, f"add_{kind}")(f"tokenizer.ggml.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((len(tokens), 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+  texts = [text for text in SENTENCES if "<|" not in text] + [
+    "hello the thing",
+    "  the  inner",
+    "☕ he",
+  ]
+  return {
+    "function": "AutoTokenizer.from_pretrained(gguf_file=...)",
+    "metadata": metadata,
+    "ids": {text: tokenizer(text).input_ids for text in texts},
+  }
 
 
 def one_list_a_line(text: str) -> str:

@@ -61,10 +61,11 @@ def test_transformers_found_the_same_logits_in_what_we_wrote(family):
 
 def test_shards_hold_all_tensors_once_and_none_is_too_large():
   tensors = {
-    name: np.zeros(size, np.float32) for name, size in zip("abcde", (3, 4, 9, 1, 2), strict=True)
+    name: np.zeros(size, np.float32)
+    for name, size in zip("zabcde", (8, 3, 4, 9, 1, 2), strict=True)
   }
   parts = export.shards(tensors, 28)
-  assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
+  assert [list(part) for part in parts] == [["z"], ["a", "b"], ["c"], ["d", "e"]]
 
 
 def test_a_second_export_leaves_nothing_of_the_first(tmp_path, tokenizer):
