@@ -21,6 +21,15 @@ Array = jax.Array
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_KINDS = ("default", "linear", "llama3")
+ROPE_FIELDS = {
+  "rope_type",
+  "type",
+  "rope_theta",
+  "factor",
+  "low_freq_factor",
+  "high_freq_factor",
+  "original_max_position_embeddings",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +137,8 @@ def _rotary_from_hf(hf) -> layers.Rotary:
   rope = {**(hf.get("rope_scaling") or {}), **new}
   kind = rope.get("rope_type", rope.get("type", "default"))
   hf_config.refuse_unless({f"{field}.rope_type": kind}, f"{field}.rope_type", ROPE_KINDS)
+  for name in rope.keys() - ROPE_FIELDS:
+    hf_config.refuse_unless({f"{field}.{name}": rope[name]}, f"{field}.{name}", (None,))
   need = lambda name: hf_config.required(rope, name, where=f"{field}.")
   theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
   if kind == "linear":
