@@ -63,8 +63,8 @@ def conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
   for i, message in enumerate(messages):
     if message["role"] == "assistant":
       first, last = _turn(tokenizer, messages, i, text)
+      # A token that begins in the prompt is the prompt's, even where it reaches into the turn.
       inside = [
-        # A token that begins in the prompt is the prompt's, even where it reaches into the turn.
         j
         for j, (start, end) in enumerate(encoded.offset_mapping)
         if first <= start < last and end > first

@@ -37,6 +37,8 @@ GPT2_KEYS = {
 }
 KEYS = {"llama": LLAMA_KEYS, "qwen2": LLAMA_KEYS, "qwen3": LLAMA_KEYS, "gpt2": GPT2_KEYS}
 
+OPTIONAL = {"attention.head_count_kv", "attention.key_length", "attention.sliding_window"}
+
 # Read elsewhere, or of no effect on the numbers.
 OTHER_KEYS = {
   "vocab_size",
@@ -99,16 +101,15 @@ def config(file: gguf.File) -> dict[str, Any]:
     if key.startswith(f"{arch}.")
   }
   for key, value in found.items():
-    if key not in KEYS[arch] and key not in OTHER_KEYS and value not in (0, False, None):
+    known = key in KEYS[arch] or key in OTHER_KEYS
+    if isinstance(value, list) or (not known and value not in (0, False, "")):
       raise ValueError(f"{file.path}: {arch}.{key}={value!r} is not supported.")
+  for key in KEYS[arch].keys() - OPTIONAL:
+    file.get(f"{arch}.{key}")
   hf = {"model_type": arch} | {
     hf_key: _shortest(found[key]) for key, hf_key in KEYS[arch].items() if found.get(key)
   }
   hf["vocab_size"] = _tensor(file, "token_embd.weight").shape[0]
-  for name in ("bos", "eos", "padding"):
-    key = f"tokenizer.ggml.{name}_token_id"
-    if key in file.metadata:
-      hf["pad_token_id" if name == "padding" else f"{name}_token_id"] = file.metadata[key]
   if arch == "gpt2":
     return hf | {"tie_word_embeddings": _copied_head(file) or "output.weight" not in file.tensors}
   return hf | _llama_config(file, arch, hf, found)
@@ -124,24 +125,25 @@ def tensors(file: gguf.File) -> dict[str, np.ndarray]:
   }
   heads = file.get(f"{arch}.attention.head_count")
   kv_heads = file.metadata.get(f"{arch}.attention.head_count_kv", heads)
+  skipped = {"rope_freqs.weight"}  # part of the config
+  if arch == "gpt2" and _copied_head(file):
+    skipped.add("output.weight")
   out = {}
   for name, tensor in file.tensors.items():
-    if name == "rope_freqs.weight" or (
-      name == "output.weight" and arch == "gpt2" and _copied_head(file)
-    ):
-      continue  # the first is part of the config
-    layer = re.match(r"blk\.(\d+)\.", name)
-    generic = re.sub(r"^blk\.\d+\.", "blk.{i}.", name)
+    if name in skipped:
+      continue
+    prefix, layer, rest = re.fullmatch(r"(?:(blk)\.(\d+)\.)?(.*)", name).groups()
+    generic = f"blk.{{i}}.{rest}" if prefix else rest
     if generic not in table:
       raise ValueError(f"{file.path}: tensor {name} has no place in the {arch} architecture.")
     array = tensor.dequantise()
-    if arch == "llama" and ".attn_q." in name:
+    if arch == "llama" and rest.startswith("attn_q."):
       array = halves_from_neighbours(array, heads)
-    elif arch == "llama" and ".attn_k." in name:
+    elif arch == "llama" and rest.startswith("attn_k."):
       array = halves_from_neighbours(array, kv_heads)
     elif arch == "gpt2" and layer and array.ndim == 2:
       array = array.T  # GPT-2's Conv1D keeps [in, out]
-    out[table[generic].format(i=layer and layer.group(1))] = array
+    out[table[generic].format(i=layer)] = array
   return out
 
 
@@ -172,8 +174,6 @@ def _tensor(file: gguf.File, name: str) -> gguf.Tensor:
 
 def _llama_config(file: gguf.File, arch: str, hf: dict, found: dict) -> dict[str, Any]:
   """Head size, rotary scaling, biases and tied embeddings, read from metadata and from which tensors there are."""
-  for key in ("embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon"):
-    file.get(f"{arch}.{key}")
   head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
   for key in ("attention.value_length", "rope.dimension_count"):
     if found.get(key, head_dim) != head_dim:

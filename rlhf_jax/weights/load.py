@@ -58,20 +58,21 @@ def package_file(package: str) -> pathlib.Path:
 def _from_gguf(path: pathlib.Path) -> Loaded:
   file = gguf.read(path)
   values = hf.complete(gguf_to_hf.config(file), where=str(path))
-  config = _config(values, where=str(path))
+  config = family_config(values, where=str(path))
   tokenizer = tokenize.from_gguf(file.metadata, where=str(path))
   tokenize.assert_fits(tokenizer, config.vocab_size, where=str(path))
   return Loaded(config, names.from_hf(config, gguf_to_hf.tensors(file), where=str(path)), tokenizer)
 
 
 def _from_folder(folder: pathlib.Path) -> Loaded:
-  config = _config(hf.config(folder), where=str(folder / "config.json"))
+  config = family_config(hf.config(folder), where=str(folder / "config.json"))
   tokenizer = tokenize.from_folder(folder)
   tokenize.assert_fits(tokenizer, config.vocab_size, where=str(folder))
   return Loaded(config, names.from_hf(config, hf.tensors(folder), where=str(folder)), tokenizer)
 
 
-def _config(values: dict[str, Any], *, where: str):
+def family_config(values: dict[str, Any], *, where: str):
+  """The frozen config of the family that `values`, as in a config.json, describe; errors name `where`."""
   try:
     return registry.config_from_hf(values)
   except ValueError as e:

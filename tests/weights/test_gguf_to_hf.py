@@ -138,6 +138,7 @@ def test_linear_scaling_is_read(tmp_path):
     ("llama.logit_scale", 0.5, "llama.logit_scale=0.5 is not supported"),
     ("llama.rope.dimension_count", 4, "rope.dimension_count=4 differs from the head size 6"),
     ("llama.rope.scaling.type", "yarn", "no llama.rope.scaling.factor"),
+    ("llama.attention.head_count_kv", [2, 2], r"head_count_kv=\[2, 2\] is not supported"),
     ("split.count", 3, "is one of 3 parts"),
   ],
 )
@@ -155,6 +156,16 @@ def test_metadata_of_no_effect_is_let_through(tmp_path):
   extra = {"llama.vocab_size": 264, "llama.expert_count": 0, "llama.attention.sliding_window": 0}
   tiny_checkpoint.write_gguf(tmp_path / "a.gguf", tiny_checkpoint.LLAMA, tensors, extra=extra)
   assert load.load(str(tmp_path / "a.gguf")).config == config
+
+
+@pytest.mark.parametrize("key", ["block_count", "attention.layer_norm_rms_epsilon"])
+def test_a_missing_size_is_named(tmp_path, key):
+  _, tensors = make("llama")
+  tiny_checkpoint.write_gguf(tmp_path / "a.gguf", tiny_checkpoint.LLAMA, tensors)
+  file = gguf.read(tmp_path / "a.gguf")
+  del file.metadata[f"llama.{key}"]
+  with pytest.raises(ValueError, match=f"a.gguf: the metadata has no llama.{key}"):
+    gguf_to_hf.config(file)
 
 
 def test_an_unknown_architecture_is_named(tmp_path):
