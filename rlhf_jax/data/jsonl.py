@@ -23,21 +23,23 @@ def read(
   """
   file = Path(path)
   if not file.is_file():
-    raise FileNotFoundError(f"{path} does not exist; give the path of a JSON Lines file.")
+    raise FileNotFoundError(f"{path} is not a file; give the path of a JSON Lines file.")
   rows, problems = [], []
   try:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(): a string may hold U+2028, which it takes for the end of a line.
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8 JSON Lines.") from error
   for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
     row, problem = _parse(line, fields)
+    row = {"id": f"{file.name}:{number}", **row}
     problem = problem or check(row)
     if problem:
       problems.append(f"line {number}: {problem}")
     else:
-      rows.append({"id": f"{file.name}:{number}", **row})
+      rows.append(row)
   if problems and notes is not None:
     notes.append(
       f"{path}: skipped {len(problems)} of {len(rows) + len(problems)} rows; " + _listed(problems)
@@ -45,7 +47,7 @@ def read(
   if not rows:
     raise ValueError(
       f"{path} has no usable row; each line should be an object with {', '.join(fields)}. "
-      + _listed(problems)
+      + (_listed(problems) or "The file is empty.")
     )
   return rows
 
@@ -64,6 +66,8 @@ def _parse(line: str, fields: Sequence[str]) -> tuple[dict, str | None]:
       return {}, f"field {field!r} should be a string, not {type(row[field]).__name__}"
     if not row[field].strip():
       return {}, f"field {field!r} is empty"
+    if any("\ud800" <= character <= "\udfff" for character in row[field]):
+      return {}, f"field {field!r} holds half of a character (a lone surrogate, \\ud800 to \\udfff)"
   return row, None
 
 

@@ -17,6 +17,8 @@ from rlhf_jax.config import hyperparameters, option, suggest
 from rlhf_jax.data import jsonl, reviews
 from rlhf_jax.data.examples import Example, Pair
 
+FILES = ("sft", "pairs", "prompts", "test")  # fields of `Settings` that name a JSON Lines file
+
 
 @hyperparameters
 class Settings:
@@ -68,6 +70,11 @@ def load_task(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) 
 
 
 def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> Task:
+  for name in FILES:
+    if getattr(settings, name):
+      raise ValueError(
+        f"data.{name} is read with data.source='jsonl' alone, and that is 'reviews'; set one of them."
+      )
   splits = reviews.load_reviews(seed, train_size=settings.reviews)
   limit, opening = settings.max_tokens, settings.prompt_tokens
   end = tokenizer.eos_token_id
@@ -126,24 +133,29 @@ def _jsonl(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> Tas
     if len(encode(row["prompt"])) >= settings.max_tokens:
       return f"the prompt leaves no room to answer within data.max_tokens={settings.max_tokens}"
     if longest > settings.max_tokens:
-      return f"{longest} tokens exceed data.max_tokens={settings.max_tokens}"
+      return f"{longest} tokens exceed data.max_tokens={settings.max_tokens}; raise it or shorten the row"
     return None
+
+  def pair_is_usable(row) -> str | None:
+    if row["chosen"] == row["rejected"]:
+      return "'chosen' and 'rejected' are the same text, so nothing is preferred"
+    return answer_fits(row, "chosen", "rejected")
 
   def prompt_fits(row) -> str | None:
     size = len(encode(row["prompt"]))
     if size > settings.prompt_tokens:
-      return f"a prompt of {size} tokens exceeds data.prompt_tokens={settings.prompt_tokens}"
+      return (
+        f"a prompt of {size} tokens exceeds data.prompt_tokens={settings.prompt_tokens}; raise it or "
+        "shorten the row"
+      )
     return None
 
   def read(name, fields, check):
     path = getattr(settings, name)
-    rows = jsonl.read(path, fields, check, notes) if path else []
-    return rows
+    return jsonl.read(path, fields, check, notes) if path else []
 
   sft = read("sft", ("prompt", "response"), lambda r: answer_fits(r, "response"))
-  pairs = read(
-    "pairs", ("prompt", "chosen", "rejected"), lambda r: answer_fits(r, "chosen", "rejected")
-  )
+  pairs = read("pairs", ("prompt", "chosen", "rejected"), pair_is_usable)
   prompts = read("prompts", ("prompt",), prompt_fits)
   test = read("test", ("prompt",), prompt_fits)
   as_prompt = lambda r: Example(r["id"], encode(r["prompt"]), len(encode(r["prompt"])))

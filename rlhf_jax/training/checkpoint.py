@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax.training import disk
+
+KEEP = 2  # of the newest
+
 
 class Checkpoints:
   """The checkpoints of one stage, in `folder/<step>/`; the newest `keep` stay."""
 
-  def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+  def __init__(self, folder: str | os.PathLike, *, keep: int = KEEP):
     self.folder = Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
       self.folder,
@@ -32,13 +34,7 @@ class Checkpoints:
     Raises OSError with the space needed when the disk is too full for it.
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_plain(state)))
-    free = shutil.disk_usage(self.folder).free
-    if free < needed + (1 << 20):
-      raise OSError(
-        errno.ENOSPC,
-        f"checkpoint {step} needs {needed / 1e6:.0f} MB and the disk of {self.folder} has "
-        f"{free / 1e6:.0f} MB left; free some space and run the same command again",
-      )
+    disk.assert_room(self.folder, needed, f"checkpoint {step}")
     self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
 
   def restore(self, like, step: int | None = None):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from rlhf_jax.data import examples
 from rlhf_jax.data.tasks import Labelled
 from rlhf_jax.evaluation import classification, judges, text
 from rlhf_jax.ops import stats
-from rlhf_jax.training import sampling
+from rlhf_jax.training import disk, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Sequences
 
@@ -46,9 +44,9 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   def answers(policy: str, params: Params, count: int) -> list[dict]:
     path = folder / f"{policy}.jsonl"
     if not path.exists():
-      _write(path, _answers(setup, settings, params, frozen, count))
+      disk.replace_rows(path, _answers(setup, settings, params, frozen, count))
     bar.update()
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return disk.rows(path)
 
   written = answers("sft", frozen["reference"], settings.best_of)
   best = f"best_of_{settings.best_of}"
@@ -98,7 +96,7 @@ def _answers(setup: Setup, settings: Settings, params, frozen, count: int) -> li
     def batch(rows):
       return function(setup.place_batch(jax.tree.map(lambda x: x[rows], sequences)))
 
-    return sampling.in_batches(batch, len(prompts), size)
+    return sampling.in_batches(setup, batch, len(prompts), size)
 
   policy = {"model": params["model"]}
   kl, kl_exact = over_rows(lambda s: _compare(setup.policy, policy, frozen["reference"], frozen, s))
@@ -195,10 +193,3 @@ def _rewards(setup: Setup, settings: Settings, frozen, labelled: Labelled) -> np
 
 def _interval(name: str, estimate: classification.Estimate) -> dict[str, float]:
   return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _write(path: Path, rows: list[dict]) -> None:
-  temporary = path.with_suffix(".tmp")
-  lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  temporary.write_text("".join(lines), encoding="utf-8")
-  temporary.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.training import evaluate, options, stages
+from rlhf_jax.training import evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, make_setup
 from rlhf_jax.types import Params
@@ -33,6 +32,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
     return run.results
   with run.timed("setup"):
     setup = make_setup(config, run.workdir)
+  preflight.assert_ready(setup)
   run.save_config(config)  # now that it is known to be sound
   for note in setup.task.notes:
     print(note, flush=True)
@@ -99,12 +99,5 @@ def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
 
 def _start(config: Mapping[str, Any], stage: str) -> Setup | None:
   """The setup of the run directory that `config.start.<stage>` names, whose stage is finished."""
-  path = config.get("start", {}).get(stage)
-  if not path:
-    return None
-  run = RunDir(Path(path))
-  if not run.finished(stage):
-    raise ValueError(
-      f"start.{stage}={path!r} holds no finished stage {stage}; finish it there first."
-    )
-  return make_setup(json.loads((run.workdir / "config.json").read_text()), run.workdir)
+  run = preflight.started_from(config, stage)
+  return make_setup(run.config, run.workdir) if run else None

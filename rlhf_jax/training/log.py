@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from rlhf_jax.training import disk
+
 
 class Log:
   """Appends to the files of one stage. On resume, lines after the checkpoint's step are cut first."""
@@ -34,8 +36,9 @@ class Log:
   def flush(self) -> None:
     """Everything written so far is on disk, as it must be before a checkpoint claims it."""
     for file in (self._metrics, self._samples):
-      file.flush()
-      os.fsync(file.fileno())
+      with disk.naming_full_disk(Path(file.name)):
+        file.flush()
+        os.fsync(file.fileno())
     self._events.flush()
 
   def close(self) -> None:
@@ -46,8 +49,9 @@ class Log:
 
   @staticmethod
   def _write(file, row: dict) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
+    with disk.naming_full_disk(Path(file.name)):
+      file.write(json.dumps(row, ensure_ascii=False) + "\n")
+      file.flush()
 
 
 def _cut(path: Path, stage: str, step: int) -> None:
@@ -55,13 +59,11 @@ def _cut(path: Path, stage: str, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_text(encoding="utf-8").split("\n"):
     try:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
     if row["stage"] != stage or row["step"] <= step:
       kept.append(line + "\n")
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(kept), encoding="utf-8")
-  temporary.replace(path)
+  disk.replace(path, "".join(kept))

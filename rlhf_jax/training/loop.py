@@ -26,7 +26,7 @@ class Interrupted(SystemExit):
 
 
 class NotFinite(FloatingPointError):
-  """The loss is NaN or infinite."""
+  """The loss or its gradient is NaN or infinite."""
 
 
 def run(
@@ -68,7 +68,7 @@ def run(
     step, metrics, samples = pending
     pending = None
     scalars = {k: _float(m) for k, m in sorted(jax.device_get(metrics).items())}
-    _assert_finite(scalars["loss/total"], step, stage, row_ids(step - 1), checkpoints)
+    _assert_finite(scalars, step, stage, row_ids(step - 1), checkpoints)
     now = time.perf_counter()
     log.metrics(step, {**scalars, "time/step": now - clock})
     clock = now
@@ -126,13 +126,14 @@ def _stop_signals():
       signal.signal(number, handler)
 
 
-def _assert_finite(loss: float, step: int, stage: str, ids, checkpoints: Checkpoints) -> None:
-  if math.isfinite(loss):
+def _assert_finite(scalars, step: int, stage: str, ids, checkpoints: Checkpoints) -> None:
+  loss, norm = scalars["loss/total"], scalars.get("optim/grad_norm", 0.0)
+  if math.isfinite(loss) and math.isfinite(norm):
     return
   last = checkpoints.latest()
   good = f"step {last} in {checkpoints.folder}" if last is not None else "none"
   raise NotFinite(
-    f"the loss is {loss} at step {step} of stage {stage}; rows of its batch: "
+    f"the loss is {loss}, its gradient's norm {norm}, at step {step} of stage {stage}; rows of its batch: "
     f"{', '.join(map(str, ids))}; last good checkpoint: {good}. Look at these rows, lower the "
     "learning rate or clip_norm, and run again to go on from that checkpoint."
   )

@@ -50,8 +50,7 @@ def run(
   finish: Callable = lambda state: state,
 ) -> TrainState:
   """Trains through `batches` from the newest checkpoint on; returns the last state."""
-  sharding.assert_divides(f"{stage}.batch_size", settings.batch_size, setup.mesh)
-  assert_multiple(f"{stage}.batch_size", settings.batch_size, "accumulate", settings.accumulate)
+  assert_divides(setup, stage, settings)
   tx = optimizer.make_optimizer(optim, batches.steps)
   step_function = make_train_step(algorithm, tx, accumulate=settings.accumulate)
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
@@ -72,6 +71,13 @@ def run(
     row_ids=batches.ids,
     finish=finish,
   )
+
+
+def assert_divides(setup: Setup, stage: str, settings: Settings) -> None:
+  """Raises ValueError unless a batch splits evenly over devices and micro-batches."""
+  name = f"{stage}.batch_size"
+  sharding.assert_divides(name, settings.batch_size, setup.mesh)
+  assert_multiple(name, settings.batch_size, "accumulate", settings.accumulate)
 
 
 def packed(rows: list[list[Example]], width: int, settings: Settings, seed: int) -> Batches:

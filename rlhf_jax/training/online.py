@@ -48,9 +48,7 @@ def run(
 ) -> Params:
   """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
   assert_learnable(setup)
-  sharding.assert_divides(f"{stage}.prompts", settings.prompts, setup.mesh)
-  parts = config.minibatches * settings.accumulate
-  assert_multiple(f"{stage}.prompts", settings.prompts, "minibatches x accumulate", parts)
+  assert_divides(setup, stage, config, settings)
   algorithm = module.make(
     make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
   )
@@ -136,6 +134,14 @@ def assert_learnable(setup: Setup) -> None:
       "sampled from, and the learner's ratios would be wrong; leave them off in training (rollout."
       "temperature is applied to sampler and learner alike)."
     )
+
+
+def assert_divides(setup: Setup, stage: str, config, settings: Settings) -> None:
+  """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
+  name = f"{stage}.prompts"
+  sharding.assert_divides(name, settings.prompts, setup.mesh)
+  parts = config.minibatches * settings.accumulate
+  assert_multiple(name, settings.prompts, "minibatches x accumulate", parts)
 
 
 def _with_critic(setup: Setup, weights: Params, trained: Params, critic: str) -> Params:

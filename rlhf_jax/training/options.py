@@ -31,12 +31,17 @@ class Start:
   reward_model: str = ""
 
 
+def sections() -> list[str]:
+  """The names of all sections, those of stages and algorithms among them."""
+  return [*_SECTIONS, *setup.algorithm_names()]
+
+
 def declared(section: str) -> tuple[type, ...]:
   """The dataclasses that share the fields of `config.<section>`; ValueError for no section at all."""
   if section in _SECTIONS:
     return (_SECTIONS[section],)
   if section not in setup.algorithm_names():
-    known = {*VALUES, *_SECTIONS, *setup.algorithm_names()}
+    known = {*VALUES, *sections()}
     raise ValueError(f"config.{section} is not a section{suggest(section, known)}")
   module = setup.algorithm_module(section)
   if module.DATA == "rollouts":
@@ -112,6 +117,8 @@ def _check_value(name: str, value) -> None:
   kinds = (list, tuple) if VALUES[name] is tuple else VALUES[name]
   if not isinstance(value, kinds) or isinstance(value, bool):
     raise ValueError(f"config.{name}={value!r} should be of type {VALUES[name].__name__}.")
+  if name == "seed" and value < 0:
+    raise ValueError(f"config.seed={value} should be at least 0.")
 
 
 _SECTIONS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Pair
 from rlhf_jax.rollout.generate import responses
-from rlhf_jax.training import sampling
+from rlhf_jax.training import disk, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params
 
@@ -36,12 +35,8 @@ def load_or_sample(
       raise ValueError("pairs='human' needs data.pairs, a JSON Lines file of pairs.")
     return pairs
   if not path.exists():
-    rows = _sample(settings, setup, frozen, reward_params)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-  rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-  return [Pair(Example(**row["chosen"]), Example(**row["rejected"])) for row in rows]
+    disk.replace_rows(path, _sample(settings, setup, frozen, reward_params))
+  return [Pair(Example(**row["chosen"]), Example(**row["rejected"])) for row in disk.rows(path)]
 
 
 def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Params) -> list[dict]:

@@ -10,6 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.training import disk
+
+RECOVERY = (
+  "delete stages.json, results.json and config.json in that folder and run the same command again: "
+  "what is finished is restored from its checkpoints."
+)
+
 
 class RunDir:
   """`stages.json` records each stage's own config, seconds and whether it is finished; `results.json`
@@ -17,9 +24,19 @@ class RunDir:
 
   def __init__(self, workdir: Path):
     self.workdir = workdir
+    if workdir.exists() and not workdir.is_dir():
+      raise FileExistsError(f"{workdir} is a file; give a folder as --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     self.stages: dict[str, dict] = _read(workdir / "stages.json")
     self.results: dict[str, float] = _read(workdir / "results.json")
+
+  @property
+  def config(self) -> dict[str, Any]:
+    """The config of the last run here. Raises FileNotFoundError where there was none."""
+    path = self.workdir / "config.json"
+    if not path.exists():
+      raise FileNotFoundError(f"{path} does not exist; is this the --workdir of a run that began?")
+    return _read(path)
 
   def save_config(self, config: Mapping[str, Any]) -> None:
     _write(self.workdir / "config.json", config)
@@ -71,14 +88,19 @@ class RunDir:
 
 
 def _read(path: Path) -> dict:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  if not path.exists():
+    return {}
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); {RECOVERY}") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} holds a {type(value).__name__}, not an object; {RECOVERY}")
+  return value
 
 
 def _write(path: Path, value: Mapping) -> None:
-  temporary = path.with_suffix(".tmp")
-  text = json.dumps(value, indent=2, sort_keys=True, default=list)
-  temporary.write_text(text + "\n", encoding="utf-8")
-  temporary.replace(path)
+  disk.replace(path, json.dumps(value, indent=2, sort_keys=True, default=list) + "\n")
 
 
 def _plain(sections: Mapping[str, Any]) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from rlhf_jax import sharding
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example
 from rlhf_jax.models import decoder, lora
@@ -45,7 +46,7 @@ def sample(
     placed = setup.place_batch((tokens, mask, keys[rows]))
     return _generate(setup.model, weights, *placed, setup.sampling)
 
-  return in_batches(batch, len(prompts), batch_size)
+  return in_batches(setup, batch, len(prompts), batch_size)
 
 
 def score(
@@ -57,12 +58,16 @@ def score(
     part = jax.tree.map(lambda x: x[rows], sequences)
     return _score(setup.scorer, params, frozen, setup.place_batch(part))
 
-  return in_batches(batch, len(sequences.tokens), batch_size)
+  return in_batches(setup, batch, len(sequences.tokens), batch_size)
 
 
-def in_batches(function, count: int, batch_size: int):
-  """`function(rows)` over 0 … count − 1 in batches of one size, the last filled up and cut again."""
-  size = min(batch_size, count)
+def in_batches(setup: Setup, function, count: int, batch_size: int):
+  """`function(rows)` over 0 … count − 1 in batches of one size, the last filled up and cut again.
+
+  The size is `batch_size`, or as few as hold all rows, rounded up to what divides over the devices.
+  """
+  shards = sharding.data_shards(setup.mesh)
+  size = -(-min(batch_size, count) // shards) * shards
   parts = []
   for start in range(0, count, size):
     rows = np.arange(start, start + size) % count

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax import algorithms, sharding
 from rlhf_jax.config import from_dict, hyperparameters, option, suggest
-from rlhf_jax.data import tasks
+from rlhf_jax.data import tasks, tokenize
 from rlhf_jax.data.bytes import byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
@@ -115,7 +115,8 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     if not model_config.random:
       raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
     tokenizer = byte_tokenizer()
-    family_config = registry.config_from_hf(dict(model_config.random))
+    family_config = load.family_config(dict(model_config.random), where="model.random")
+    tokenize.assert_fits(tokenizer, family_config.vocab_size, where="model.random")
     params = None
   else:
     family_config, params, tokenizer = load.load(model_config.source)

@@ -1,0 +1,182 @@
+"""Whether every stage of a run can begin: what would fail after hours of training is refused at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlhf_jax.config import from_dict
+from rlhf_jax.data import examples
+from rlhf_jax.models import lora
+from rlhf_jax.training import checkpoint, disk, offline, online, options
+from rlhf_jax.training.rundir import RunDir
+from rlhf_jax.training.setup import Lora, Setup, algorithm_module
+
+ADAM_COPIES = 3  # parameters and two moments
+
+
+def assert_ready(setup: Setup) -> None:
+  """Raises ValueError, OSError or ImportError, with the remedy, for what any wanted stage would fail at."""
+  wanted, name = setup.config["stages"], setup.config["algorithm"]["name"]
+  _assert_trainable(setup)
+  for stage in ("sft", "reward_model"):
+    if stage in wanted:
+      assert_no_start(setup.config, stage)
+    else:
+      started_from(setup.config, stage)
+  if "sft" in wanted:
+    _assert_sft(setup)
+  if "reward_model" in wanted:
+    _assert_pairs(setup, "reward_model")
+    _assert_prompts(
+      setup, "reward_model", "whose sampled answers fix the mean and scale of rewards"
+    )
+  if "policy" in wanted:
+    rollouts = algorithm_module(name).DATA == "rollouts"
+    (_assert_rollouts if rollouts else _assert_preferences)(setup, name)
+  if "evaluation" in wanted:
+    _assert_evaluation(setup)
+  _assert_disk(setup)
+
+
+def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
+  """The run directory that `config.start.<stage>` names, None where it names none.
+
+  Raises FileNotFoundError or ValueError unless the stage is finished there, on this run's model.
+  """
+  path = config.get("start", {}).get(stage)
+  if not path:
+    return None
+  if not Path(path).is_dir():
+    raise FileNotFoundError(f"start.{stage}={path!r} is not a folder; give the workdir of a run.")
+  run = RunDir(Path(path))
+  if not run.finished(stage):
+    raise ValueError(
+      f"start.{stage}={path!r} holds no finished stage {stage}; finish it there first."
+    )
+  assert_same = lambda name, theirs, ours: _assert_same(
+    f"start.{stage}={path!r}", name, theirs, ours
+  )
+  for field in ("source", "random"):
+    assert_same(f"model.{field}", run.config["model"].get(field), config["model"].get(field))
+  theirs, ours = (from_dict(Lora, c["lora"], where="lora") for c in (run.config, config))
+  if (
+    stage == "reward_model" and theirs.rank
+  ):  # adapters are scaled by the run that scores with them
+    assert_same("lora.alpha / lora.rank", theirs.scale, ours.scale)
+  return run
+
+
+def assert_no_start(config: Mapping[str, Any], stage: str) -> None:
+  """Raises ValueError when `stage` is both trained here and taken from another run."""
+  path = config.get("start", {}).get(stage)
+  if path:
+    raise ValueError(
+      f"start.{stage}={path!r} replaces a stage that config.stages trains here; take {stage} out of "
+      f"config.stages, or leave start.{stage} empty."
+    )
+
+
+def _assert_same(where: str, name: str, theirs, ours) -> None:
+  if json.dumps(theirs, sort_keys=True) != json.dumps(ours, sort_keys=True):
+    raise ValueError(
+      f"{where} was trained with {name}={theirs!r} and this run has {ours!r}; use the same."
+    )
+
+
+def _assert_trainable(setup: Setup) -> None:
+  if setup.lora.rank and not setup.lora.targets:
+    raise ValueError(
+      "lora.targets is empty, so nothing would train; name linear maps such as ('q', 'v'), or set "
+      "lora.rank=0 to train the whole model."
+    )
+  _trained(setup)
+
+
+def _assert_sft(setup: Setup) -> None:
+  _, settings, _ = options.stage(setup.config, "sft")
+  offline.assert_divides(setup, "sft", settings)
+  _assert_given(setup, setup.task.sft, "sft", "texts", "sft")
+  rows = examples.pack(setup.task.sft, setup.data.max_tokens)
+  _assert_enough("sft.batch_size", settings.batch_size, len(rows), "packed rows of text")
+
+
+def _assert_pairs(setup: Setup, stage: str) -> None:
+  _, settings, *_ = options.stage(setup.config, stage)
+  offline.assert_divides(setup, stage, settings)
+  pairs = setup.task.pairs(0)
+  _assert_given(setup, pairs, stage, "pairs", "pairs")
+  _assert_enough(f"{stage}.batch_size", settings.batch_size, len(pairs), "pairs")
+
+
+def _assert_prompts(setup: Setup, stage: str, why: str) -> None:
+  _assert_given(setup, setup.task.prompts, stage, f"prompts, {why}", "prompts")
+
+
+def _assert_rollouts(setup: Setup, name: str) -> None:
+  config, settings, _ = options.stage(setup.config, name)
+  online.assert_learnable(setup)
+  online.assert_divides(setup, name, config, settings)
+  _assert_prompts(setup, name, "which the policy learns to answer")
+  _assert_enough(f"{name}.prompts", settings.prompts, len(setup.task.prompts), "prompts")
+
+
+def _assert_preferences(setup: Setup, name: str) -> None:
+  _, settings, _, pairing = options.stage(setup.config, name)
+  if pairing.pairs == "human":
+    _assert_pairs(setup, name)
+    return
+  offline.assert_divides(setup, name, settings)
+  _assert_prompts(setup, name, "whose sampled answers become pairs")
+  most = min(pairing.pair_prompts, len(setup.task.prompts))
+  _assert_enough(f"{name}.batch_size", settings.batch_size, most, f"prompts of {name}.pair_prompts")
+
+
+def _assert_evaluation(setup: Setup) -> None:
+  _assert_given(setup, setup.task.test_prompts, "evaluation", "held-out prompts", "test")
+  if importlib.util.find_spec("vaderSentiment") is None:
+    raise ImportError("evaluation needs the package vaderSentiment: pip install vaderSentiment")
+
+
+def _assert_given(setup: Setup, rows, stage: str, what: str, file: str) -> None:
+  if not rows:
+    from_file = setup.data.source == "jsonl"
+    remedy = f"set data.{file}, a JSON Lines file" if from_file else "lower data.prompt_tokens"
+    raise ValueError(f"stage {stage} needs {what}, and there are none; {remedy}.")
+
+
+def _assert_enough(name: str, size: int, count: int, what: str) -> None:
+  if size > count:
+    raise ValueError(f"{name}={size} exceeds the {count} {what}; lower it to at most {count}.")
+
+
+def _assert_disk(setup: Setup) -> None:
+  """Room for the checkpoints of every stage that has none yet, and for one more while it is written."""
+  names = {
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "policy": setup.config["algorithm"]["name"],
+  }
+  folders = [
+    setup.workdir / "checkpoints" / name
+    for stage, name in names.items()
+    if stage in setup.config["stages"]
+  ]
+  count = sum(checkpoint.KEEP for folder in folders if not folder.exists()) + 1
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_trained(setup)))
+  disk.assert_room(setup.workdir, count * ADAM_COPIES * size, "keeping this run's checkpoints")
+
+
+def _trained(setup: Setup):
+  """The shapes of what trains. Raises ValueError for a LoRA target that the model lacks."""
+  if not setup.lora.rank:
+    return setup.pretrained
+  make = lambda key: lora.init(
+    key, setup.pretrained, rank=setup.lora.rank, targets=setup.lora.targets
+  )
+  return jax.eval_shape(make, setup.key("shapes"))
