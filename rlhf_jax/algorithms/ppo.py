@@ -88,18 +88,14 @@ def make(policy: Policy) -> Algorithm:
   def annotate(params, frozen, rollout: Rollout, config, extra):
     sequences = rollout.sequences
     mask = sequences.response_mask
-    T = mask.shape[1]
-    # One more column lets the critic speak after a response that fills the row.
-    wide = _one_longer(sequences) if config.truncation == "bootstrap" else sequences
-    new, ref, exact_kl = policy.compare(
-      params, frozen["reference"], frozen, wide, config.temperature
-    )
-    after, (new, ref, exact_kl) = (
-      new.values[:, -1],
-      jax.tree.map(lambda x: x[:, :T], (new, ref, exact_kl)),
-    )
-    cut = rollout.truncated & (config.truncation == "bootstrap")
-    bootstrap = jnp.where(cut, after, 0.0)
+    # One more token lets the critic speak after a response that nothing follows.
+    wide, after = _one_longer(sequences) if config.truncation == "bootstrap" else (sequences, None)
+    stats_of_all = policy.compare(params, frozen["reference"], frozen, wide, config.temperature)
+    new, ref, exact_kl = jax.tree.map(lambda x: x[:, : mask.shape[1]], stats_of_all)
+    bootstrap = jnp.zeros(mask.shape[0])
+    if after is not None:
+      value_after = jnp.take_along_axis(stats_of_all[0].values, after[:, None], axis=1)[:, 0]
+      bootstrap = jnp.where(rollout.truncated, value_after, bootstrap)
 
     scores = stats.row_sum(rollout.rewards, mask)
     shaped = shaped_score(scores, rollout.truncated, config)
@@ -133,12 +129,17 @@ def make(policy: Policy) -> Algorithm:
 
   def loss(params, frozen, batch: Batch, config, extra):
     mask = batch.sequences.response_mask
+    # What stands outside the mask would reach the gradient as 0 · inf.
+    old_logps, old_values, advantages, targets = (
+      stats.masked(x, mask)
+      for x in (batch.old_logps, batch.old_values, batch.advantages, batch.returns)
+    )
     new = policy.evaluate(params, frozen, batch.sequences, config.temperature)
     surrogate = policy_gradients.clipped_surrogate(
-      new.logps, batch.old_logps, batch.advantages, clip_eps=config.clip_eps
+      new.logps, old_logps, advantages, clip_eps=config.clip_eps
     )
     value_loss = policy_gradients.clipped_value_loss(
-      new.values, batch.old_values, batch.returns, clip_eps=config.value_clip_eps
+      new.values, old_values, targets, clip_eps=config.value_clip_eps
     )
     terms = {
       "policy": stats.masked_sum(surrogate, mask),
@@ -147,13 +148,13 @@ def make(policy: Policy) -> Algorithm:
     if config.entropy_coef is not None:
       terms["entropy"] = stats.masked_sum(-config.entropy_coef * new.entropy, mask)
     clipped = policy_gradients.is_clipped(
-      new.logps, batch.old_logps, batch.advantages, clip_eps=config.clip_eps
+      new.logps, old_logps, advantages, clip_eps=config.clip_eps
     )
     metrics = {
       "policy/clip_fraction": stats.masked_sum(clipped, mask),
       # KL(old || new) from samples of old: k3 with the roles exchanged.
-      "policy/approx_kl": stats.masked_sum(kl.kl_k3(batch.old_logps, new.logps), mask),
-      "policy/ratio": stats.masked_sum(jnp.exp(new.logps - batch.old_logps), mask),
+      "policy/approx_kl": stats.masked_sum(kl.kl_k3(old_logps, new.logps), mask),
+      "policy/ratio": stats.masked_sum(jnp.exp(new.logps - old_logps), mask),
       "policy/entropy": stats.masked_sum(new.entropy, mask),
       "value/loss": stats.masked_sum(value_loss, mask),
       "value/mean": stats.masked_sum(new.values, mask),
@@ -175,12 +176,18 @@ def make(policy: Policy) -> Algorithm:
   return Algorithm(init_extra, annotate, loss, update_extra)
 
 
-def _one_longer(sequences: Sequences) -> Sequences:
-  """A further column that belongs to each row's last segment and is nobody's choice."""
-  widen = lambda x, value: jnp.concatenate([x, value[:, None]], axis=1)
-  return Sequences(
-    tokens=widen(sequences.tokens, jnp.zeros_like(sequences.tokens[:, -1])),
-    positions=widen(sequences.positions, sequences.positions[:, -1] + 1),
-    segments=widen(sequences.segments, sequences.segments[:, -1]),
-    response_mask=widen(sequences.response_mask, jnp.zeros_like(sequences.response_mask[:, -1])),
+def _one_longer(sequences: Sequences) -> tuple[Sequences, Array]:
+  """Each row's last segment continued by one token that is nobody's choice, and its column int32[B]."""
+  widen = lambda x: jnp.pad(x, ((0, 0), (0, 1)))
+  positions, segments = widen(sequences.positions), widen(sequences.segments)
+  columns = jnp.arange(segments.shape[1])[None]
+  last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1, keepdims=True)  # [B, 1]
+  further = columns == last + 1
+  at_last = lambda x: jnp.take_along_axis(x, last, axis=1)
+  continued = Sequences(
+    tokens=widen(sequences.tokens),
+    positions=jnp.where(further, at_last(positions) + 1, positions),
+    segments=jnp.where(further, at_last(segments), segments),
+    response_mask=widen(sequences.response_mask),
   )
+  return continued, last[:, 0] + 1

@@ -1,0 +1,271 @@
+"""What must not change what is learned: padding, the order of rows, accumulation, devices, hidden values.
+
+Every property holds for every algorithm in `CASES`; a new algorithm is a row there.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax import sharding, types
+from rlhf_jax.algorithms import dpo, ppo, reward_model, sft
+from rlhf_jax.models import heads, llama, policy, registry
+from rlhf_jax.training import step
+
+V, D, B = 17, 8, 4
+CONFIG = llama.LlamaConfig(
+  vocab_size=V,
+  hidden_size=D,
+  intermediate_size=12,
+  num_layers=2,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  max_positions=32,
+  initializer_range=0.3,
+)
+MODEL = registry.language_model(CONFIG, scan=True)
+TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order
+
+
+class Layout(NamedTuple):
+  """On which side rows are padded, and by how many columns more than the longest needs."""
+
+  side: str
+  extra: int
+
+
+PLAIN = Layout("right", 0)
+
+
+# Which tokens the policy chose: ragged, ended and cut responses, a tool's turn in the middle of one.
+RESPONSES = ([0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1])
+OTHER_RESPONSES = ([0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1])
+
+
+def laid(rows, layout: Layout) -> np.ndarray:
+  """Ragged rows as an array [B, T], zeros where they are padded."""
+  T = 7 + layout.extra
+  pads = [(0, T - len(row)) if layout.side == "right" else (T - len(row), 0) for row in rows]
+  return np.stack([np.pad(row, pad) for row, pad in zip(rows, pads, strict=True)])
+
+
+def sequences(responses, layout: Layout, seed: int) -> types.Sequences:
+  rng = np.random.default_rng(seed)
+  tokens = [rng.integers(0, V, len(row)) for row in responses]
+  mask = [np.ones(len(row), int) for row in responses]
+  return types.Sequences.from_mask(
+    laid(tokens, layout), laid(mask, layout), laid(responses, layout)
+  )
+
+
+def demonstrations(layout: Layout) -> types.Sequences:
+  return sequences(RESPONSES, layout, seed=1)
+
+
+def preferences(layout: Layout) -> types.PreferenceBatch:
+  return types.PreferenceBatch(
+    chosen=sequences(RESPONSES, layout, seed=1), rejected=sequences(OTHER_RESPONSES, layout, seed=2)
+  )
+
+
+def rollouts(layout: Layout) -> types.Rollout:
+  rng = np.random.default_rng(3)
+  answers = sequences(RESPONSES, layout, seed=1)
+  logps = laid([-rng.gamma(2.0, 1.0, len(row)).astype(np.float32) for row in RESPONSES], layout)
+  score = [np.zeros(len(row), np.float32) for row in RESPONSES]
+  for row, value in zip(score, (1.5, -0.75, 0.25, -2.0), strict=True):
+    row[-1] = value
+  zeros = jnp.zeros_like(logps)
+  return types.Rollout(
+    sequences=answers,
+    logps=logps * answers.response_mask,
+    ref_logps=zeros,
+    values=zeros,
+    rewards=jnp.asarray(laid(score, layout)),
+    truncated=jnp.asarray([True, False, False, True]),
+    bootstrap=jnp.zeros(B),
+  )
+
+
+def params_of(seed: int, **kinds) -> dict:
+  keys = jax.random.split(jax.random.key(seed), 1 + len(kinds))
+  made = {
+    name: heads.init_head(key, D, 0.5)
+    for (name, _), key in zip(kinds.items(), keys[1:], strict=True)
+  }
+  return {"model": MODEL.init(keys[0]), **made}
+
+
+POLICY = policy.make_policy(MODEL, critic="shared", chunk=8)
+SEPARATE = policy.make_policy(MODEL, critic="separate", chunk=8)
+SCORER = policy.make_scorer(MODEL)
+FROZEN = {"base": {}, "reference": params_of(9)}
+ACTOR = params_of(0, value_head=True)
+# Two passes over the batch, so that the second has ratios other than one.
+PPO = dict(learning_rate=0.05, epochs=2, entropy_coef=0.01, kl_target=1.0)
+
+
+class Case(NamedTuple):
+  algorithm: types.Algorithm
+  config: Any
+  params: dict
+  batch: Any  # Layout -> batch
+
+
+CASES = {
+  "sft": Case(sft.make(POLICY), sft.Config(), {"model": ACTOR["model"]}, demonstrations),
+  "reward_model": Case(
+    reward_model.make(SCORER), reward_model.Config(), params_of(1, reward_head=True), preferences
+  ),
+  "dpo": Case(dpo.make(POLICY), dpo.Config(label_smoothing=0.1), ACTOR, preferences),
+  "dpo, averaged": Case(
+    dpo.make(POLICY), dpo.Config(loss_type="ipo", average_logps=True), ACTOR, preferences
+  ),
+  "ppo": Case(ppo.make(POLICY), ppo.Config(**PPO), ACTOR, rollouts),
+  "ppo, separate critic, bootstrap": Case(
+    ppo.make(SEPARATE),
+    ppo.Config(truncation="bootstrap", **PPO),
+    {"model": ACTOR["model"], "critic": params_of(3, value_head=True)},
+    rollouts,
+  ),
+}
+every_algorithm = pytest.mark.parametrize("name", CASES)
+
+
+@functools.cache
+def train_step(name: str, accumulate: int = 1):
+  case = CASES[name]
+  return jax.jit(
+    step.make_train_step(
+      case.algorithm,
+      optax.trace(decay=0.0),  # plain gradient descent that remembers its last gradient
+      epochs=getattr(case.config, "epochs", 1),
+      accumulate=accumulate,
+    )
+  )
+
+
+def initial(name: str):
+  case = CASES[name]
+  return step.init_state(
+    jax.random.key(5), case.params, case.algorithm, optax.trace(decay=0.0), case.config
+  )
+
+
+def learned(name: str, batch, accumulate: int = 1):
+  """The last gradient, the metrics and the algorithm's own state after one step."""
+  state, metrics = train_step(name, accumulate)(initial(name), FROZEN, batch, CASES[name].config)
+  values = {key: metric.value for key, metric in metrics.items()}
+  return jax.device_get((state.opt_state.trace, values, state.extra))
+
+
+@functools.cache
+def plainly(name: str):
+  return learned(name, CASES[name].batch(PLAIN))
+
+
+def assert_same(got, expected):
+  """Gradients to `TOLERANCE` of the largest one; metrics to a little more, they are sums of unlike signs."""
+  size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
+  assert np.isfinite(size) and size > 1e-3
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * size),
+    got[0],
+    expected[0],
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got[1:], expected[1:]
+  )
+
+
+@every_algorithm
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(name, side):
+  assert_same(learned(name, CASES[name].batch(Layout(side, 3))), plainly(name))
+
+
+@every_algorithm
+def test_the_order_of_rows_changes_nothing(name):
+  batch = jax.tree.map(lambda x: x[np.array([2, 0, 3, 1])], CASES[name].batch(PLAIN))
+  assert_same(learned(name, batch), plainly(name))
+
+
+@every_algorithm
+@pytest.mark.parametrize(("accumulate", "devices"), [(4, 1), (2, 2), (1, 4)])
+def test_neither_accumulation_nor_devices_change_anything(name, accumulate, devices):
+  mesh = sharding.make_mesh(data=devices)
+  batch = jax.device_put(CASES[name].batch(PLAIN), sharding.batch_sharding(mesh))
+  with jax.set_mesh(mesh):
+    assert_same(learned(name, batch, accumulate), plainly(name))
+
+
+@every_algorithm
+def test_what_stands_in_the_padding_changes_nothing(name):
+  layout = Layout("left", 3)
+  batch = CASES[name].batch(layout)
+
+  def garbage(rows: types.Sequences):
+    padding = rows.segments == 0
+    return rows.replace(
+      tokens=jnp.where(padding, 5, rows.tokens), positions=jnp.where(padding, 9, rows.positions)
+    )
+
+  if isinstance(batch, types.PreferenceBatch):
+    batch = batch.replace(chosen=garbage(batch.chosen), rejected=garbage(batch.rejected))
+  elif isinstance(batch, types.Rollout):
+    batch = batch.replace(sequences=garbage(batch.sequences))
+  else:
+    batch = garbage(batch)
+  assert_same(learned(name, batch), plainly(name))
+
+
+def poisoned(batch, value):
+  """Every float32[B, T] of the batch set to `value` where no token was chosen."""
+
+  def poison(x, mask):
+    return x if x is None else jnp.where(mask > 0, x, value)
+
+  if isinstance(batch, types.PreferenceBatch):
+    return batch.replace(
+      ref_chosen_logps=poison(batch.ref_chosen_logps, batch.chosen.response_mask),
+      ref_rejected_logps=poison(batch.ref_rejected_logps, batch.rejected.response_mask),
+    )
+  if isinstance(batch, types.Sequences):
+    return batch
+  mask = batch.sequences.response_mask
+  per_token = lambda x: hasattr(x, "shape") and x.dtype == jnp.float32 and x.shape == mask.shape
+  fields = {f: getattr(batch, f) for f in batch.__dataclass_fields__ if f != "sequences"}
+  return batch.replace(**{f: poison(x, mask) for f, x in fields.items() if per_token(x)})
+
+
+@every_algorithm
+def test_numbers_outside_the_response_reach_neither_loss_nor_gradient(name):
+  case = CASES[name]
+  state = initial(name)
+
+  @jax.jit
+  def with_poison(batch, value):
+    batch, metrics = case.algorithm.annotate(
+      state.params, FROZEN, poisoned(batch, value), case.config, state.extra
+    )
+
+    def total(params):
+      terms, metrics = case.algorithm.loss(
+        params, FROZEN, poisoned(batch, value), case.config, state.extra
+      )
+      return sum(term.value for term in terms.values()), {k: m.value for k, m in metrics.items()}
+
+    # Away from the parameters that made the batch, so that ratios are not all one.
+    return metrics, jax.grad(total, has_aux=True)(jax.tree.map(lambda x: 1.05 * x, state.params))
+
+  clean = with_poison(case.batch(PLAIN), 0.0)
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(clean))
+  for value in (1e9, -1e9, np.nan):
+    got = with_poison(case.batch(PLAIN), value)
+    jax.tree.map(np.testing.assert_array_equal, got, clean)
