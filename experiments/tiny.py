@@ -34,7 +34,9 @@ def get_config():
     scan=False,
   )
   config.lora = dict(rank=0, alpha=8.0, targets=("q", "k", "v", "o"))
-  config.data = dict(source="reviews", max_tokens=64, prompt_tokens=8, test_prompts=64)
+  config.data = dict(
+    source="reviews", max_tokens=64, held_out_tokens=64, prompt_tokens=8, test_prompts=64
+  )
   config.rollout = dict(max_new_tokens=24, temperature=1.0)
   config.mesh = dict(data=1, fsdp=1, tensor=1)
   config.sft = dict(epochs=0.3, batch_size=16, learning_rate=1e-2, checkpoint_every=10)

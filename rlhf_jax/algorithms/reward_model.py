@@ -15,7 +15,6 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import preference, stats
 from rlhf_jax.types import Algorithm, Scorer, keep_extra, no_annotation, no_extra
 
-
 DATA = "pairs"
 
 

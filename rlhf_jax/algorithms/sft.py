@@ -11,7 +11,6 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import stats
 from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
 
-
 DATA = "texts"
 
 

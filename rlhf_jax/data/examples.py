@@ -120,10 +120,10 @@ def batches_by_width(
   return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def width_of(examples: Sequence[Example]) -> int:
-  """The longest example's length, rounded up to a multiple of 8."""
-  return _round_up(max(len(e.tokens) for e in examples))
+def width_of(examples: Sequence[Example], multiple: int = 8) -> int:
+  """The longest example's length, rounded up to a multiple."""
+  return _round_up(max(len(e.tokens) for e in examples), multiple)
 
 
-def _round_up(size: int) -> int:
-  return -(-size // 8) * 8
+def _round_up(size: int, multiple: int = 8) -> int:
+  return -(-size // multiple) * multiple

@@ -25,12 +25,12 @@ class Settings:
   """Which data, and how long."""
 
   source: str = option("reviews", choices=("reviews", "jsonl"))
-  max_tokens: int = option(
-    128, at_least=2
-  )  # of a text; longer ones are cut (reviews) or skipped (jsonl)
-  prompt_tokens: int = option(
-    8, at_least=1
-  )  # reviews: opening that a prompt takes; jsonl: longest prompt
+  # Of a text to train on; longer ones are cut (reviews) or skipped (jsonl).
+  max_tokens: int = option(128, at_least=2)
+  # Of a held-out review that the reward model is measured on; longer ones are cut.
+  held_out_tokens: int = option(256, at_least=2)
+  # Reviews: the opening that a prompt takes. jsonl: the longest prompt.
+  prompt_tokens: int = option(8, at_least=1)
   test_prompts: int = option(400, at_least=1)
   reviews: int = option(2500, at_least=10)  # for SFT and the reward model, the rest is the judge's
   sft: str = ""
@@ -91,18 +91,26 @@ def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> T
     return [Example(i, t[:opening], opening) for i, t in long_enough[:count]]
 
   def labelled(dataset, encoded) -> Labelled:
-    examples = [Example(i, cut(encoded[i]), 0) for i in dataset["id"]]
+    examples = [Example(i, cut(encoded[i], settings.held_out_tokens), 0) for i in dataset["id"]]
     return Labelled(examples, list(dataset["text"]), np.asarray(dataset["label"]))
 
   def pairs(epoch: int) -> list[Pair]:
-    """Half of the pairs, at random, cut to the length of a rollout, which is what will be scored."""
-    chosen = reviews.pairs(splits.train, seed=seed + epoch)
+    """Great and other reviews of like length, so that little is padding and length alone wins nothing.
+
+    Half of the pairs, at random, are cut to the length of a rollout, which is what will be scored.
+    """
     rng = np.random.default_rng((seed, epoch))
-    short = rng.random(len(chosen)) < 0.5
+    drawn = reviews.pairs(splits.train, seed=seed + epoch)
+
+    def by_length(ids):
+      lengths = np.asarray([min(len(train[i]), limit) for i in ids])
+      return [ids[k] for k in np.argsort(lengths * rng.uniform(0.8, 1.2, len(ids)))]
+
+    matched = zip(by_length(drawn["chosen_id"]), by_length(drawn["rejected_id"]), strict=True)
+    short = rng.random(len(drawn)) < 0.5
     sizes = np.where(short, min(opening + rollout_tokens, limit), limit)
     text = lambda i, size: Example(i, cut(train[i], size), 0)
-    ids = zip(chosen["chosen_id"], chosen["rejected_id"], sizes, strict=True)
-    return [Pair(text(w, n), text(l, n)) for w, l, n in ids]
+    return [Pair(text(w, n), text(l, n)) for (w, l), n in zip(matched, sizes, strict=True)]
 
   test_prompts = prompts(test, settings.test_prompts)
   return Task(

@@ -180,15 +180,24 @@ def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str,
   lengths = [len(example.tokens) for example in held_out.examples]
   for part in classification.auc_by_length(rewards, held_out.labels, lengths):
     where = f"{part.shortest}_to_{part.longest}_tokens"
-    results[f"reward_model/auc_{where}"] = part.auc.value
+    results |= _interval(f"reward_model/auc_{where}", part.auc)
   return results
 
 
 def _rewards(setup: Setup, settings: Settings, frozen, labelled: Labelled) -> np.ndarray:
-  sequences = examples.collate([[e] for e in labelled.examples], setup.data.max_tokens)
-  return sampling.score(
-    setup, frozen["reward_model"], frozen, sequences, batch_size=settings.batch_size
-  )
+  """Rewards float32[N], computed shortest first, in batches as wide as their longest text."""
+  rewards = np.zeros(len(labelled.examples), np.float32)
+  order = np.argsort([len(example.tokens) for example in labelled.examples], kind="stable")
+  size = min(settings.batch_size, len(order))
+  for start in range(0, len(order), size):
+    rows = order[start : start + size]
+    batch = [labelled.examples[i] for i in rows]
+    width = examples.width_of(batch, multiple=64)  # few widths, each compiles once
+    sequences = examples.collate([[example] for example in batch], width)
+    rewards[rows] = sampling.score(
+      setup, frozen["reward_model"], frozen, sequences, batch_size=size
+    )
+  return rewards
 
 
 def _interval(name: str, estimate: classification.Estimate) -> dict[str, float]:

@@ -130,11 +130,11 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
     where="rollout",
   )
-  longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens)
+  longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens, data.held_out_tokens)
   if longest > family_config.max_positions:
     raise ValueError(
       f"data and rollout ask for rows of {longest} tokens and the model has "
-      f"{family_config.max_positions} positions; lower data.max_tokens, data.prompt_tokens or "
+      f"{family_config.max_positions} positions; lower data.max_tokens, data.held_out_tokens, data.prompt_tokens or "
       "rollout.max_new_tokens."
     )
   task = tasks.load_task(data, tokenizer, rollout_tokens=sampling.max_new_tokens, seed=seed)

