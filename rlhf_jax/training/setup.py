@@ -130,7 +130,8 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
     where="rollout",
   )
-  longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens, data.held_out_tokens)
+  held_out = data.held_out_tokens if data.source == "reviews" else 0
+  longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens, held_out)
   if longest > family_config.max_positions:
     raise ValueError(
       f"data and rollout ask for rows of {longest} tokens and the model has "
