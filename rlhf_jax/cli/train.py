@@ -1,0 +1,67 @@
+"""Trains what an experiment's config describes, and resumes what was interrupted.
+
+Runs the config's stages in the workdir: supervised fine-tuning, a reward model, the policy, and an
+evaluation against the fine-tuned model. The same command again goes on from the last checkpoint;
+when everything is finished it says so. Progress goes to the terminal and to metrics.jsonl, samples
+to samples.jsonl, results to results.json and report.html, all in the workdir.
+
+Every option of the config can be set, whether its file mentions it or not:
+
+  rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny
+  rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart --config.seed=1
+  rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny --config.algorithm.name=dpo \\
+      --config.dpo.beta=0.2
+
+The last one reuses the fine-tuned model and the reward model of the first.
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+def add_options(parser) -> None:
+  parser.add_config()
+  parser.add_argument("--workdir", required=True, help="folder of the run; made if needed")
+
+
+def run(args) -> None:
+  from rlhf_jax.cli import config
+  from rlhf_jax.report import write_report
+  from rlhf_jax.training.experiment import train
+
+  settings = config.load(args.config)
+  signal.signal(signal.SIGTERM, _stop)
+  results = train(settings, args.workdir)
+  print(results_table(results))
+  print(f"report: {write_report(args.workdir)}")
+
+
+def results_table(results: dict[str, float]) -> str:
+  """One line a policy: its reward, its KL from the SFT model in nats, and how often it beats that."""
+  from rlhf_jax.report.tables import bounds_of, policies_of
+
+  rows = [("policy", "reward", "KL", "wins against SFT [95 % interval]")]
+  for policy in policies_of(results):
+    reward, kl = (results.get(f"{policy}/{name}") for name in ("reward", "kl"))
+    rate, low, high = bounds_of(results, f"{policy}/win_rate")
+    wins = "" if rate is None else f"{rate:.3f} [{low:.3f}, {high:.3f}]"
+    rows.append((policy, _number(reward), _number(kl), wins))
+  if len(rows) == 1:
+    return ""
+  return "\n".join(f"{name:<12}{reward:>8}{kl:>8}   {wins}" for name, reward, kl, wins in rows)
+
+
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.2f}"
+
+
+def _stop(number, frame):
+  """SIGTERM between the training loops, which handle it themselves."""
+  from rlhf_jax.training.loop import Interrupted
+
+  raise Interrupted(
+    "stopped by SIGTERM; every finished stage and checkpoint is saved. Run the same command again to "
+    "go on from there.",
+    signal.Signals(number),
+  )
