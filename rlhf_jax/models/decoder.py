@@ -83,7 +83,7 @@ def language_model(
   def hidden(params: Params, tokens: Array, positions: Array, segments: Array) -> Array:
     """After the final norm, float32[B, T, D]."""
     x = family.embed(params, tokens, positions)
-    shared = family.shared(positions)
+    shared = _once(family.shared(positions))
     T = tokens.shape[1]
     mask = attention_mask(segments, segments, jnp.arange(T))
     if scan:
@@ -117,7 +117,7 @@ def language_model(
     """hidden[B, T, D] and the cache with T more slots filled; a later turn may follow an earlier one."""
     stored = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.length))
     mask = attention_mask(segments, stored, cache.length + jnp.arange(tokens.shape[1]))
-    shared = family.shared(positions)
+    shared = _once(family.shared(positions))
     x = family.embed(params, tokens, positions)
     keys, values = [], []
     past = zip(cache.keys, cache.values, strict=True)
@@ -144,6 +144,11 @@ def language_model(
     return x[:, 0], cache
 
   return LanguageModel(config, init, hidden, unembed, init_cache, prefill, decode_step)
+
+
+def _once(tree):
+  """Computed once for all layers: XLA would fuse the sines and cosines into every use of them."""
+  return jax.lax.optimization_barrier(tree)
 
 
 def attention_mask(segments: Array, key_segments: Array, slots: Array) -> Array:

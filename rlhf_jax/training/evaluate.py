@@ -41,23 +41,22 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   folder.mkdir(exist_ok=True)
   bar = tqdm(total=4, desc="  evaluation", unit="part", dynamic_ncols=True)
 
-  def answers(policy: str, params: Params, count: int) -> list[dict]:
-    path = folder / f"{policy}.jsonl"
-    if not path.exists():
-      disk.replace_rows(path, _answers(setup, settings, params, frozen, count))
-    bar.update()
-    return disk.rows(path)
-
-  written = answers("sft", frozen["reference"], settings.best_of)
   best = f"best_of_{settings.best_of}"
-  policies = {
-    "sft": written[:: settings.best_of],
-    best: [
-      max(written[i : i + settings.best_of], key=lambda row: row["reward"])
-      for i in range(0, len(written), settings.best_of)
-    ],
-    name: answers(name, params, 1),
-  }
+  paths = {policy: folder / f"{policy}.jsonl" for policy in ("sft", best, name)}
+  if not (paths["sft"].exists() and paths[best].exists()):
+    written, rewards = _written(setup, settings, frozen["reference"], frozen, settings.best_of)
+    firsts = np.arange(0, len(rewards), settings.best_of)
+    highest = firsts + rewards.reshape(-1, settings.best_of).argmax(axis=1)
+    for policy, rows in (("sft", firsts), (best, highest)):
+      chosen = sampling.take(written, rows)
+      disk.replace_rows(paths[policy], _described(setup, settings, chosen, rewards[rows]))
+  bar.update()
+  if not paths[name].exists():
+    written, rewards = _written(setup, settings, params, frozen, 1)
+    divergences = _divergences(setup, settings, written, params, frozen)
+    disk.replace_rows(paths[name], _described(setup, settings, written, rewards, **divergences))
+  bar.update()
+  policies = {policy: disk.rows(path) for policy, path in paths.items()}
   results = _policy_results(setup, policies, name)
   bar.update()
   if frozen["reward_model"] is not None and setup.task.held_out is not None:
@@ -83,38 +82,48 @@ def _logps(policy, params, frozen, sequences: Sequences):
   return stats.row_sum(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
 
 
-def _answers(setup: Setup, settings: Settings, params, frozen, count: int) -> list[dict]:
-  """`count` answers to each test prompt, an answer a row."""
+def _written(setup: Setup, settings: Settings, params, frozen, count: int):
+  """`count` answers to each test prompt, an answer a row, and their rewards float32[rows]."""
   prompts = [prompt for prompt in setup.task.test_prompts for _ in range(count)]
   size = settings.batch_size
   written = sampling.sample(
     setup, frozen["base"], params["model"], prompts, "evaluation", batch_size=size
+  ).sequences
+  rewards = sampling.score(setup, frozen["reward_model"], frozen, written, batch_size=size)
+  return written, rewards
+
+
+def _divergences(setup: Setup, settings: Settings, written: Sequences, params, frozen) -> dict:
+  """KL from the reference on the policy's own answers, a nat sum an answer: sampled (k1), and exact."""
+  compare = lambda part: _compare(
+    setup.policy, {"model": params["model"]}, frozen["reference"], frozen, part
   )
-  sequences = written.sequences
+  kl, kl_exact = _over_rows(setup, settings, compare, written)
+  return {"kl": kl, "kl_exact": kl_exact}
 
-  def over_rows(function: Callable):
-    def batch(rows):
-      return function(setup.place_batch(jax.tree.map(lambda x: x[rows], sequences)))
 
-    return sampling.in_batches(setup, batch, len(prompts), size)
-
-  policy = {"model": params["model"]}
-  kl, kl_exact = over_rows(lambda s: _compare(setup.policy, policy, frozen["reference"], frozen, s))
+def _described(setup: Setup, settings: Settings, written: Sequences, rewards, **more) -> list[dict]:
+  """What is kept of each answer: its text and what was measured."""
   pretrained = {"base": setup.frozen(setup.pretrained)}
+  logps = lambda part: _logps(setup.policy, {"model": {}}, pretrained, part)
   columns = {
-    "reward": sampling.score(setup, frozen["reward_model"], frozen, sequences, batch_size=size),
-    "kl": kl,
-    "kl_exact": kl_exact,
-    "length": sequences.response_mask.sum(axis=-1),
-    "logp_base": over_rows(lambda s: _logps(setup.policy, {"model": {}}, pretrained, s)),
+    "reward": rewards,
+    "length": written.response_mask.sum(axis=-1),
+    "logp_base": _over_rows(setup, settings, logps, written),
+    **more,
   }
-  texts = zip(
-    sampling.prompt_texts(setup, sequences), sampling.texts(setup, sequences), strict=True
-  )
+  texts = zip(sampling.prompt_texts(setup, written), sampling.texts(setup, written), strict=True)
   return [
-    {"prompt": prompt, "response": response, **{c: float(columns[c][i]) for c in COLUMNS}}
-    for i, (prompt, response) in enumerate(texts)
+    {"prompt": prompt, "response": text, **{name: float(c[i]) for name, c in columns.items()}}
+    for i, (prompt, text) in enumerate(texts)
   ]
+
+
+def _over_rows(setup: Setup, settings: Settings, function: Callable, sequences: Sequences):
+  def batch(rows):
+    return function(setup.place_batch(sampling.take(sequences, rows)))
+
+  return sampling.in_batches(setup, batch, len(sequences.tokens), settings.batch_size)
 
 
 def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) -> dict[str, float]:
@@ -122,7 +131,7 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
   texts = {policy: [row["response"] for row in rows] for policy, rows in policies.items()}
   for policy, rows in policies.items():
     for column in COLUMNS:
-      if policy != "sft" or not column.startswith("kl"):
+      if column in rows[0]:
         results[f"{policy}/{column}"] = float(np.mean([row[column] for row in rows]))
     counted = text.text_statistics(texts[policy])
     results |= {f"{policy}/{measure}": value for measure, value in counted.items()}
@@ -130,8 +139,6 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
   best = next(policy for policy in policies if policy.startswith("best_of_"))
   n = int(best.removeprefix("best_of_"))
   results[f"{best}/kl_bound"] = float(np.log(n) - (n - 1) / n)  # an upper bound (arXiv:2401.01879)
-  for column in ("kl", "kl_exact"):
-    del results[f"{best}/{column}"]  # of the SFT model's own distribution, which is not best-of-n's
 
   scorers = {"vader": judges.vader}
   if setup.task.judge is not None:

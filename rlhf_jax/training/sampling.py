@@ -55,10 +55,14 @@ def score(
   """Rewards float32[N] of host sequences."""
 
   def batch(rows):
-    part = jax.tree.map(lambda x: x[rows], sequences)
-    return _score(setup.scorer, params, frozen, setup.place_batch(part))
+    return _score(setup.scorer, params, frozen, setup.place_batch(take(sequences, rows)))
 
   return in_batches(setup, batch, len(sequences.tokens), batch_size)
+
+
+def take(tree, rows: np.ndarray):
+  """The given rows of every array."""
+  return jax.tree.map(lambda x: x[rows], tree)
 
 
 def in_batches(setup: Setup, function, count: int, batch_size: int):
