@@ -38,13 +38,13 @@ def get_config():
   )
   config.algorithm = dict(name="ppo")
   config.ppo = dict(
-    steps=24,
+    steps=16,
     prompts=64,
     epochs=2,
     minibatches=4,
-    learning_rate=3e-4,
+    learning_rate=2e-4,
     schedule="constant",
-    kl_coef=0.05,
+    kl_coef=0.1,
     value_coef=0.1,
     checkpoint_every=4,
     critic="shared",
