@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlhf_jax.ops.stats import Mean as Mean  # part of the seam, and of the maths
+
 Array = jax.Array
 Params = Any  # nested dict of arrays
 
@@ -75,17 +77,6 @@ class TrainState:
   opt_state: Any
   key: Array
   extra: dict  # KL coefficient, running moments, target networks, multipliers
-
-
-class Mean(NamedTuple):
-  """A mean kept as its two sums, so that micro-batches of any size add up to the mean of the whole batch."""
-
-  sum: Array  # float32[]
-  count: Array  # float32[]
-
-  @property
-  def value(self) -> Array:
-    return self.sum / jnp.maximum(self.count, 1e-8)
 
 
 class TokenStats(NamedTuple):

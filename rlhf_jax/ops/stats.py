@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.types import Mean
-
 Array = jax.Array
+
+
+class Mean(NamedTuple):
+  """A mean kept as its two sums, so that micro-batches of any size add up to the mean of the whole batch."""
+
+  sum: Array  # float32[]
+  count: Array  # float32[]
+
+  @property
+  def value(self) -> Array:
+    return self.sum / jnp.maximum(self.count, 1e-8)
 
 
 def masked(values: Array, mask: Array) -> Array:
