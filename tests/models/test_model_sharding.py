@@ -8,7 +8,6 @@ import pytest
 from rlhf_jax import sharding
 from rlhf_jax.models import lora, registry
 
-
 OPTIONS = {
   "float32": (dict(dtype="float32"), 1e-4),
   "bfloat16, scan, remat": (dict(dtype="bfloat16", scan=True, remat=True), 0.02),
