@@ -45,6 +45,7 @@ def get_config():
     learning_rate=2e-4,
     schedule="constant",
     kl_coef=0.1,
+    min_tokens=24,
     value_coef=0.1,
     checkpoint_every=4,
     critic="shared",

@@ -52,6 +52,10 @@ class Config:
   truncation: str = option("score", choices=("score", "fixed_score", "penalty", "bootstrap"))
   truncation_score: float = option(-1.0)
   truncation_penalty: float = option(1.0, at_least=0)
+  # A response that stops by itself before `min_tokens` gets `short_score` instead of its score, as
+  # OpenAI scored texts without a full stop where one was due (arXiv:1909.08593).
+  min_tokens: int = option(0, at_least=0)
+  short_score: float = option(-1.0)
   temperature: float = option(1.0, above=0)  # of the sampler and the learner alike
 
 
@@ -66,8 +70,11 @@ class Batch:
   returns: Array
 
 
-def shaped_score(scores: Array, truncated: Array, config: Config) -> Array:
-  """The score after clipping and the truncation rule, float32[B]."""
+def shaped_score(scores: Array, lengths: Array, truncated: Array, config: Config) -> Array:
+  """The score after clipping and the rules for responses that are too short or cut, float32[B].
+
+  `lengths` float32[B] counts each response's tokens.
+  """
   if config.reward_clip is not None:
     scores = jnp.clip(scores, -config.reward_clip, config.reward_clip)
   cut = {
@@ -76,7 +83,8 @@ def shaped_score(scores: Array, truncated: Array, config: Config) -> Array:
     "penalty": scores - config.truncation_penalty,
     "bootstrap": jnp.zeros_like(scores),
   }[config.truncation]
-  return jnp.where(truncated, cut, scores)
+  short = ~truncated & (lengths < config.min_tokens)
+  return jnp.where(truncated, cut, jnp.where(short, config.short_score, scores))
 
 
 def make(policy: Policy) -> Algorithm:
@@ -98,7 +106,7 @@ def make(policy: Policy) -> Algorithm:
       bootstrap = jnp.where(rollout.truncated, value_after, bootstrap)
 
     scores = stats.row_sum(rollout.rewards, mask)
-    shaped = shaped_score(scores, rollout.truncated, config)
+    shaped = shaped_score(scores, jnp.sum(mask, axis=-1), rollout.truncated, config)
     k1 = stats.masked(kl.kl_k1(new.logps, ref.logps), mask)
     rewards = returns.at_last(shaped, mask) - extra["kl_coef"] * k1
     advantages = returns.gae(

@@ -1,0 +1,138 @@
+"""Every algorithm raises a known reward on a tiny problem: the share of one token in the response."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.algorithms import dpo, ppo, reward_model, sft
+from rlhf_jax.models import heads, llama, registry
+from rlhf_jax.models.policy import make_policy, make_scorer
+from rlhf_jax.rollout.generate import Sampling, generate
+from rlhf_jax.training import online
+from rlhf_jax.training.step import init_state, make_train_step
+from rlhf_jax.types import PreferenceBatch, Scorer, Sequences
+
+V, D, B, P, N, GOOD = 7, 16, 32, 2, 6, 3
+CONFIG = llama.LlamaConfig(
+  vocab_size=V,
+  hidden_size=D,
+  intermediate_size=24,
+  num_layers=1,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  max_positions=16,
+  initializer_range=0.1,
+)
+MODEL = registry.language_model(CONFIG)
+START = MODEL.init(jax.random.key(0))
+PROMPTS = jnp.tile(jnp.asarray([[1, 2]], jnp.int32), (B, 1))
+SAMPLING = Sampling(max_new_tokens=N)
+write = jax.jit(
+  lambda weights, key: generate(
+    MODEL, weights, PROMPTS, jnp.ones((B, P)), jax.random.split(key, B), SAMPLING
+  )
+)
+
+
+def share(sequences: Sequences) -> jax.Array:
+  """The reward: how much of each response is the good token, float32[B]."""
+  chosen = sequences.response_mask
+  return jnp.sum((sequences.tokens == GOOD) * chosen, axis=-1) / jnp.sum(chosen, axis=-1)
+
+
+def mean_reward(weights) -> float:
+  return float(np.mean(share(write(weights, jax.random.key(99)).sequences)))
+
+
+def trained(algorithm, config, params, frozen, batch_at, steps: int, **parts):
+  tx = optax.scale_by_adam()
+  state = init_state(jax.random.key(1), params, algorithm, tx, config)
+  train_step = jax.jit(make_train_step(algorithm, tx, **parts))
+  for step in range(steps):
+    state, _ = train_step(state, frozen, batch_at(state.params, step), config)
+  return state.params
+
+
+def random_pairs(step: int) -> PreferenceBatch:
+  """Two answers of the untrained model to each prompt, the one with more good tokens preferred."""
+  one, other = (
+    write(START, jax.random.fold_in(jax.random.key(2 * step + i), 0)).sequences for i in range(2)
+  )
+  first = (share(one) >= share(other))[:, None]
+  pick = lambda a, b, flip: jax.tree.map(lambda x, y: jnp.where(first ^ flip, x, y), a, b)
+  return PreferenceBatch(chosen=pick(one, other, False), rejected=pick(one, other, True))
+
+
+def by_sft():
+  def batch_at(params, step):
+    return random_pairs(step).chosen
+
+  algorithm = sft.make(make_policy(MODEL))
+  return trained(algorithm, sft.Config(1e-2), {"model": START}, {"base": {}}, batch_at, 60)["model"]
+
+
+def by_dpo(loss_type):
+  frozen = {"base": {}, "reference": {"model": START}}
+  config = dpo.Config(learning_rate=1e-2, beta=0.1, loss_type=loss_type)
+  algorithm = dpo.make(make_policy(MODEL))
+  batch_at = lambda params, step: random_pairs(step)
+  return trained(algorithm, config, {"model": START}, frozen, batch_at, 40)["model"]
+
+
+def by_ppo(critic):
+  setup = SimpleNamespace(
+    model=MODEL,
+    dtype="float32",
+    lora=SimpleNamespace(scale=1.0),
+    scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
+  )
+  collect = jax.jit(online.make_collect(setup))
+  value_head = heads.init_head(jax.random.key(3), D, 0.0)
+  params = {"model": START, "value_head": value_head}
+  if critic == "separate":
+    params = {"model": START, "critic": {"model": START, "value_head": value_head}}
+  frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
+  config = ppo.Config(learning_rate=1e-2, kl_coef=0.01, epochs=2, minibatches=2)
+
+  def batch_at(params, step):
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), B)
+    return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING)[0]
+
+  algorithm = ppo.make(make_policy(MODEL, critic=critic))
+  return trained(algorithm, config, params, frozen, batch_at, 15, epochs=2, minibatches=2)["model"]
+
+
+@pytest.mark.parametrize(
+  "learned, at_least",
+  [
+    (by_sft, 0.2),  # it imitates the better half of what it could write anyway
+    (lambda: by_dpo("sigmoid"), 0.45),
+    (lambda: by_dpo("ipo"), 0.45),
+    (lambda: by_dpo("hinge"), 0.45),
+    (lambda: by_ppo("shared"), 0.6),
+    (lambda: by_ppo("separate"), 0.6),
+  ],
+  ids=["sft", "dpo", "ipo", "hinge", "ppo", "ppo-separate-critic"],
+)
+def test_the_policy_earns_a_known_reward(learned, at_least):
+  before = mean_reward(START)
+  assert before < 0.17
+  assert mean_reward(learned()) > at_least
+
+
+def test_a_reward_model_orders_answers_it_has_not_seen():
+  params = {"model": START, "reward_head": heads.init_head(jax.random.key(3), D, 0.1)}
+  scorer = make_scorer(MODEL)
+  batch_at = lambda params, step: random_pairs(step)
+  config = reward_model.Config(learning_rate=1e-2)
+  params = trained(reward_model.make(scorer), config, params, {"base": {}}, batch_at, 80)
+  fresh = random_pairs(1_000)
+  scores = [scorer.score(params, {"base": {}}, side) for side in (fresh.chosen, fresh.rejected)]
+  differ = np.asarray(share(fresh.chosen) > share(fresh.rejected))
+  right = np.asarray(scores[0] > scores[1])[differ]
+  assert right.mean() > 0.9, right.mean()
