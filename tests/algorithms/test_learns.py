@@ -110,7 +110,7 @@ def by_ppo(critic):
 @pytest.mark.parametrize(
   "learned, at_least",
   [
-    (by_sft, 0.2),  # it imitates the better half of what it could write anyway
+    (by_sft, 0.21),  # it imitates the better half of what it could write anyway
     (lambda: by_dpo("sigmoid"), 0.45),
     (lambda: by_dpo("ipo"), 0.45),
     (lambda: by_dpo("hinge"), 0.45),
@@ -121,7 +121,7 @@ def by_ppo(critic):
 )
 def test_the_policy_earns_a_known_reward(learned, at_least):
   before = mean_reward(START)
-  assert before < 0.17
+  assert before < 0.2
   assert mean_reward(learned()) > at_least
 
 
