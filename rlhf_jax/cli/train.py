@@ -12,29 +12,46 @@ Every option of the config can be set, whether its file mentions it or not:
   rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny --config.algorithm.name=dpo \\
       --config.dpo.beta=0.2
 
-The last one reuses the fine-tuned model and the reward model of the first.
+The last one reuses the fine-tuned model and the reward model of the first. Several seeds make a table,
+each in a folder of its own below the workdir:
+
+  rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny_seeds --seeds=0,1,2
 """
 
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
 
 
 def add_options(parser) -> None:
   parser.add_config()
   parser.add_argument("--workdir", required=True, help="folder of the run; made if needed")
+  parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train every seed, and compare")
 
 
 def run(args) -> None:
   from rlhf_jax.cli import config
   from rlhf_jax.report import write_report
+  from rlhf_jax.training import seeds
   from rlhf_jax.training.experiment import train
 
   settings = config.load(args.config)
-  signal.signal(signal.SIGTERM, _stop)
-  results = train(settings, args.workdir)
+  if args.seeds:
+    with _terminable():
+      results = seeds.train_seeds(settings, args.workdir, args.seeds)
+    for seed in args.seeds:
+      write_report(f"{args.workdir}/seed_{seed}")
+    print(seeds.table(results))
+    return
+  with _terminable():
+    results = train(settings, args.workdir)
   print(results_table(results))
   print(f"report: {write_report(args.workdir)}")
+
+
+def _seeds(text: str) -> list[int]:
+  return [int(part) for part in text.split(",")]
 
 
 def results_table(results: dict[str, float]) -> str:
@@ -56,12 +73,24 @@ def _number(value: float | None) -> str:
   return "" if value is None else f"{value:.2f}"
 
 
-def _stop(number, frame):
-  """SIGTERM between the training loops, which handle it themselves."""
+@contextmanager
+def _terminable():
+  """Within, SIGTERM raises Interrupted where the training loop, which saves first, does not see to it."""
   from rlhf_jax.training.loop import Interrupted
 
-  raise Interrupted(
-    "stopped by SIGTERM; every finished stage and checkpoint is saved. Run the same command again to "
-    "go on from there.",
-    signal.Signals(number),
-  )
+  def stop(number, frame):
+    raise Interrupted(
+      "stopped by SIGTERM; every finished stage and checkpoint is saved. Run the same command again "
+      "to go on from there.",
+      signal.Signals(number),
+    )
+
+  try:
+    before = signal.signal(signal.SIGTERM, stop)
+  except ValueError:  # not the main thread
+    yield
+    return
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -123,7 +123,7 @@ def _over_rows(setup: Setup, settings: Settings, function: Callable, sequences: 
   def batch(rows):
     return function(setup.place_batch(sampling.take(sequences, rows)))
 
-  return sampling.in_batches(setup, batch, len(sequences.tokens), settings.batch_size)
+  return sampling.in_batches(setup, batch, len(sequences.tokens), settings.batch_size, "measuring")
 
 
 def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) -> dict[str, float]:

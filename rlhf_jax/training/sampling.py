@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from rlhf_jax import sharding
 from rlhf_jax.data import examples
@@ -46,7 +47,7 @@ def sample(
     placed = setup.place_batch((tokens, mask, keys[rows]))
     return _generate(setup.model, weights, *placed, setup.sampling)
 
-  return in_batches(setup, batch, len(prompts), batch_size)
+  return in_batches(setup, batch, len(prompts), batch_size, "writing")
 
 
 def score(
@@ -57,7 +58,7 @@ def score(
   def batch(rows):
     return _score(setup.scorer, params, frozen, setup.place_batch(take(sequences, rows)))
 
-  return in_batches(setup, batch, len(sequences.tokens), batch_size)
+  return in_batches(setup, batch, len(sequences.tokens), batch_size, "scoring")
 
 
 def take(tree, rows: np.ndarray):
@@ -65,7 +66,7 @@ def take(tree, rows: np.ndarray):
   return jax.tree.map(lambda x: x[rows], tree)
 
 
-def in_batches(setup: Setup, function, count: int, batch_size: int):
+def in_batches(setup: Setup, function, count: int, batch_size: int, doing: str):
   """`function(rows)` over 0 … count − 1 in batches of one size, the last filled up and cut again.
 
   The size is `batch_size`, or as few as hold all rows, rounded up to what divides over the devices.
@@ -73,7 +74,8 @@ def in_batches(setup: Setup, function, count: int, batch_size: int):
   shards = sharding.data_shards(setup.mesh)
   size = -(-min(batch_size, count) // shards) * shards
   parts = []
-  for start in range(0, count, size):
+  starts = range(0, count, size)
+  for start in tqdm(starts, desc=f"{doing:>12}", unit="batch", leave=False, dynamic_ncols=True):
     rows = np.arange(start, start + size) % count
     parts.append(jax.device_get(function(rows)))
   return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
