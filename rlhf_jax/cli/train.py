@@ -27,7 +27,9 @@ from contextlib import contextmanager
 def add_options(parser) -> None:
   parser.add_config()
   parser.add_argument("--workdir", required=True, help="folder of the run; made if needed")
-  parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train every seed, and compare")
+  parser.add_argument(
+    "--seeds", type=_seeds, metavar="N,N,...", help="train every seed, and compare"
+  )
 
 
 def run(args) -> None:
@@ -38,13 +40,13 @@ def run(args) -> None:
 
   settings = config.load(args.config)
   if args.seeds:
-    with _terminable():
+    with _interruptible():
       results = seeds.train_seeds(settings, args.workdir, args.seeds)
     for seed in args.seeds:
       write_report(f"{args.workdir}/seed_{seed}")
     print(seeds.table(results))
     return
-  with _terminable():
+  with _interruptible():
     results = train(settings, args.workdir)
   print(results_table(results))
   print(f"report: {write_report(args.workdir)}")
@@ -74,23 +76,23 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _terminable():
-  """Within, SIGTERM raises Interrupted where the training loop, which saves first, does not see to it."""
+def _interruptible():
+  """Within, SIGTERM and SIGINT raise Interrupted also where no training loop sees to them."""
   from rlhf_jax.training.loop import Interrupted
 
   def stop(number, frame):
     raise Interrupted(
-      "stopped by SIGTERM; every finished stage and checkpoint is saved. Run the same command again "
-      "to go on from there.",
+      f"stopped by {signal.Signals(number).name} between two loops; every finished stage and "
+      "checkpoint is saved. Run the same command again to go on from there.",
       signal.Signals(number),
     )
 
   try:
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
   except ValueError:  # not the main thread
-    yield
-    return
+    before = {}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -83,20 +83,21 @@ def run(
         state, metrics, samples = iterate(state, step)
         flush()
         pending = (step + 1, metrics, samples)
-        done = step + 1 == steps
-        if done or stop.requested or (step + 1) % checkpoint_every == 0:
+        done, stopped = step + 1 == steps, stop.requested
+        if done or stopped or (step + 1) % checkpoint_every == 0:
           flush()
           log.flush()
           state = finish(state) if done else state
           checkpoints.save(step + 1, state)
-        if stop.requested and not done:
-          checkpoints.wait()
-          raise Interrupted(
-            f"stopped by {stop.requested.name} after step {step + 1} of {steps} of stage {stage}; "
-            "everything is saved. Run the same command again to go on from there.",
-            stop.requested,
-          )
-    checkpoints.wait()
+        if stopped:
+          break
+      checkpoints.wait()
+      if stop.requested:
+        raise Interrupted(
+          f"stopped by {stop.requested.name} after step {step + 1} of {steps} of stage {stage}; "
+          "everything is saved. Run the same command again to go on from there.",
+          stop.requested,
+        )
   finally:
     bar.close()
     log.close()
