@@ -29,7 +29,7 @@ def get_config():
   config.reward_model = dict(
     epochs=1.5,
     batch_size=16,
-    accumulate=2,
+    accumulate=4,
     widths=4,
     learning_rate=3e-4,
     schedule="linear",
@@ -38,13 +38,13 @@ def get_config():
   )
   config.algorithm = dict(name="ppo")
   config.ppo = dict(
-    steps=16,
+    steps=20,
     prompts=64,
     epochs=2,
     minibatches=4,
     learning_rate=2e-4,
     schedule="constant",
-    kl_coef=0.1,
+    kl_coef=0.05,
     min_tokens=24,
     value_coef=0.1,
     checkpoint_every=4,
@@ -59,5 +59,5 @@ def get_config():
     answers=4,
     checkpoint_every=20,
   )
-  config.evaluation = dict(best_of=4, batch_size=200)
+  config.evaluation = dict(best_of=4, batch_size=100)
   return config

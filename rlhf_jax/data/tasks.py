@@ -95,22 +95,16 @@ def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> T
     return Labelled(examples, list(dataset["text"]), np.asarray(dataset["label"]))
 
   def pairs(epoch: int) -> list[Pair]:
-    """Great and other reviews of like length, so that little is padding and length alone wins nothing.
+    """Great reviews against others, of any lengths, so that rewards compare across lengths too.
 
     Half of the pairs, at random, are cut to the length of a rollout, which is what will be scored.
     """
-    rng = np.random.default_rng((seed, epoch))
     drawn = reviews.pairs(splits.train, seed=seed + epoch)
-
-    def by_length(ids):
-      lengths = np.asarray([min(len(train[i]), limit) for i in ids])
-      return [ids[k] for k in np.argsort(lengths * rng.uniform(0.8, 1.2, len(ids)))]
-
-    matched = zip(by_length(drawn["chosen_id"]), by_length(drawn["rejected_id"]), strict=True)
-    short = rng.random(len(drawn)) < 0.5
+    short = np.random.default_rng((seed, epoch)).random(len(drawn)) < 0.5
     sizes = np.where(short, min(opening + rollout_tokens, limit), limit)
     text = lambda i, size: Example(i, cut(train[i], size), 0)
-    return [Pair(text(w, n), text(l, n)) for (w, l), n in zip(matched, sizes, strict=True)]
+    ids = zip(drawn["chosen_id"], drawn["rejected_id"], sizes, strict=True)
+    return [Pair(text(w, n), text(l, n)) for w, l, n in ids]
 
   test_prompts = prompts(test, settings.test_prompts)
   return Task(
