@@ -1,6 +1,7 @@
 """Tests run on four fake CPU devices, offline, with implicit rank promotion an error and compilations cached."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,9 +10,33 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
   "jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+TINY = Path(__file__).parent.parent / "experiments" / "tiny.py"
+FEW_STEPS = (  # of the tiny experiment: seconds instead of a minute
+  "--config.sft.epochs=0.03",
+  "--config.reward_model.epochs=0.05",
+  "--config.ppo.steps=3",
+  "--config.data.test_prompts=16",
+  "--config.evaluation.batch_size=32",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+  """The arguments of `rlhf-jax train` for a short run of experiments/tiny.py that is finished, and its workdir.
+
+  Shared by all tests: copy the workdir before changing it.
+  """
+  from rlhf_jax.cli import main
+
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  arguments = ["train", f"--config={TINY}", f"--workdir={workdir}", *FEW_STEPS]
+  assert main(arguments) == 0
+  return arguments, workdir
