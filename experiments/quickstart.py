@@ -27,7 +27,7 @@ def get_config():
     checkpoint_every=50,
   )
   config.reward_model = dict(
-    epochs=1.5,
+    epochs=1.75,
     batch_size=16,
     accumulate=4,
     widths=4,
@@ -38,7 +38,7 @@ def get_config():
   )
   config.algorithm = dict(name="ppo")
   config.ppo = dict(
-    steps=20,
+    steps=16,
     prompts=64,
     epochs=2,
     minibatches=4,

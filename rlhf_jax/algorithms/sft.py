@@ -8,7 +8,7 @@ The mean is over all response tokens of the batch, not over sequences.
 from __future__ import annotations
 
 from rlhf_jax.config import hyperparameters, option
-from rlhf_jax.ops import stats
+from rlhf_jax.ops import logprobs, stats
 from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
 
 DATA = "texts"
@@ -24,10 +24,8 @@ def make(policy: Policy) -> Algorithm:
 
   def loss(params, frozen, batch, config, extra):
     tokens = policy.evaluate(params, frozen, batch, 1.0)
-    mask = batch.response_mask
-    return (
-      {"nll": stats.masked_sum(-tokens.logps, mask)},
-      {"policy/entropy": stats.masked_sum(tokens.entropy, mask)},
-    )
+    # A segment's first token is nobody's prediction.
+    mask = batch.response_mask * logprobs.predicted(batch.segments)
+    return {"nll": stats.masked_sum(-tokens.logps, mask)}, {}
 
   return Algorithm(no_extra, no_annotation, loss, keep_extra)

@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     return f"{self.chosen.id} > {self.rejected.id}"
 
 
-def batch_rows(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+def batch_rows(size: int, batch_size: int, seed: int | Sequence[int], step: int) -> np.ndarray:
   """The rows int[batch_size] of batch `step`: epoch after epoch, each in its own order of `seed`.
 
   A pure function of its arguments, so the data cursor is the step itself. Raises ValueError when
@@ -42,7 +42,7 @@ def batch_rows(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
   first = step * batch_size
   epochs = range(first // size, (first + batch_size - 1) // size + 1)
   order = np.concatenate(
-    [np.random.default_rng((seed, epoch)).permutation(size) for epoch in epochs]
+    [np.random.default_rng((*np.atleast_1d(seed), epoch)).permutation(size) for epoch in epochs]
   )
   start = first - epochs[0] * size
   return order[start : start + batch_size]
@@ -93,7 +93,7 @@ def collate_pairs(pairs: Sequence[Pair], width: int) -> PreferenceBatch:
 
 
 def batches_by_width(
-  pairs: Sequence[Pair], batch_size: int, buckets: int, seed: int
+  pairs: Sequence[Pair], batch_size: int, buckets: int, seed: int | Sequence[int]
 ) -> list[tuple[int, list[Pair]]]:
   """One epoch as (width, pairs) batches of at most `buckets` widths, so that short pairs are not padded long.
 

@@ -75,7 +75,7 @@ def plain_text(review: str) -> str:
   return " ".join(html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", " ", review)).split())
 
 
-def pairs(reviews: datasets.Dataset, seed: int) -> datasets.Dataset:
+def pairs(reviews: datasets.Dataset, seed: int | tuple[int, ...]) -> datasets.Dataset:
   """One epoch of (great, other) pairs: columns `chosen`, `rejected`, `chosen_id`, `rejected_id`.
 
   As many pairs as the larger class has reviews: each of these occurs once, and the smaller class is gone through in

@@ -3,7 +3,7 @@
 `reviews`: food reviews with star labels. SFT learns their text, the reward model compares great ones
 with others, prompts are the openings of reviews.
 `jsonl`: your own files, one object a line: `sft` {"prompt", "response"}, `pairs` {"prompt", "chosen",
-"rejected"}, `prompts` {"prompt"}, `test_prompts` {"prompt"}.
+"rejected"}, `prompts` {"prompt"}, `test` {"prompt"}.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> T
 
     Half of the pairs, at random, are cut to the length of a rollout, which is what will be scored.
     """
-    drawn = reviews.pairs(splits.train, seed=seed + epoch)
+    drawn = reviews.pairs(splits.train, seed=(seed, epoch))
     short = np.random.default_rng((seed, epoch)).random(len(drawn)) < 0.5
     sizes = np.where(short, min(opening + rollout_tokens, limit), limit)
     text = lambda i, size: Example(i, cut(train[i], size), 0)

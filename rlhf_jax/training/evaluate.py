@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from rlhf_jax.data import examples
 from rlhf_jax.data.tasks import Labelled
 from rlhf_jax.evaluation import classification, judges, text
 from rlhf_jax.ops import stats
+from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import disk, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Sequences
@@ -32,11 +32,14 @@ class Settings:
 def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[str, float]:
   """results.json's rows of SFT, best-of-n and policy `name`, and of the reward model.
 
-  Sampling is at temperature 1. What each policy wrote is kept in `evaluation/` of the workdir and
+  Sampling is at temperature 1, untruncated. What each policy wrote is kept in `evaluation/` of the workdir and
   read back from there, so that a second algorithm is judged on the same answers of the SFT model.
   """
   settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
-  setup = setup._replace(sampling=dataclasses.replace(setup.sampling, temperature=1.0))
+  plain = Sampling(
+    max_new_tokens=setup.sampling.max_new_tokens, stop_tokens=setup.sampling.stop_tokens
+  )
+  setup = setup._replace(sampling=plain)
   folder = setup.workdir / "evaluation"
   folder.mkdir(exist_ok=True)
   bar = tqdm(total=4, desc="  evaluation", unit="part", dynamic_ncols=True)
@@ -44,7 +47,9 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   best = f"best_of_{settings.best_of}"
   paths = {policy: folder / f"{policy}.jsonl" for policy in ("sft", best, name)}
   if not (paths["sft"].exists() and paths[best].exists()):
-    written, rewards = _written(setup, settings, frozen["reference"], frozen, settings.best_of)
+    written, rewards = _written(
+      setup, settings, "sft", frozen["reference"], frozen, settings.best_of
+    )
     firsts = np.arange(0, len(rewards), settings.best_of)
     highest = firsts + rewards.reshape(-1, settings.best_of).argmax(axis=1)
     for policy, rows in (("sft", firsts), (best, highest)):
@@ -52,7 +57,7 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
       disk.replace_rows(paths[policy], _described(setup, settings, chosen, rewards[rows]))
   bar.update()
   if not paths[name].exists():
-    written, rewards = _written(setup, settings, params, frozen, 1)
+    written, rewards = _written(setup, settings, name, params, frozen, 1)
     divergences = _divergences(setup, settings, written, params, frozen)
     disk.replace_rows(paths[name], _described(setup, settings, written, rewards, **divergences))
   bar.update()
@@ -82,12 +87,17 @@ def _logps(policy, params, frozen, sequences: Sequences):
   return stats.row_sum(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
 
 
-def _written(setup: Setup, settings: Settings, params, frozen, count: int):
+def _written(setup: Setup, settings: Settings, policy: str, params, frozen, count: int):
   """`count` answers to each test prompt, an answer a row, and their rewards float32[rows]."""
-  prompts = [prompt for prompt in setup.task.test_prompts for _ in range(count)]
   size = settings.batch_size
   written = sampling.sample(
-    setup, frozen["base"], params["model"], prompts, "evaluation", batch_size=size
+    setup,
+    frozen["base"],
+    params["model"],
+    setup.task.test_prompts,
+    f"evaluation {policy}",
+    count=count,
+    batch_size=size,
   ).sequences
   rewards = sampling.score(setup, frozen["reward_model"], frozen, written, batch_size=size)
   return written, rewards

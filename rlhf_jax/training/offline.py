@@ -80,7 +80,9 @@ def assert_divides(setup: Setup, stage: str, settings: Settings) -> None:
   assert_multiple(name, settings.batch_size, "accumulate", settings.accumulate)
 
 
-def packed(rows: list[list[Example]], width: int, settings: Settings, seed: int) -> Batches:
+def packed(
+  rows: list[list[Example]], width: int, settings: Settings, seed: tuple[int, ...]
+) -> Batches:
   """Rows of packed examples, in another order every epoch."""
   chosen = lambda step: [
     rows[i] for i in examples.batch_rows(len(rows), settings.batch_size, seed, step)
@@ -92,12 +94,14 @@ def packed(rows: list[list[Example]], width: int, settings: Settings, seed: int)
   )
 
 
-def paired(pairs: Callable[[int], list[Pair]], settings: Settings, seed: int) -> Batches:
+def paired(
+  pairs: Callable[[int], list[Pair]], settings: Settings, seed: tuple[int, ...]
+) -> Batches:
   """Pairs, `pairs(epoch)` for each epoch, in batches of few widths."""
   epochs = []
   for epoch in range(math.ceil(settings.epochs)):
     epochs.append(
-      examples.batches_by_width(pairs(epoch), settings.batch_size, settings.widths, seed + epoch)
+      examples.batches_by_width(pairs(epoch), settings.batch_size, settings.widths, (*seed, epoch))
     )
   batches = [batch for epoch in epochs for batch in epoch]
   return Batches(

@@ -65,7 +65,8 @@ def run(
   collect = jax.jit(make_collect(setup))
   prompts = setup.task.prompts
   width = examples.width_of(prompts)
-  rows_at = lambda step: examples.batch_rows(len(prompts), settings.prompts, setup.seed, step)
+  order = setup.order(stage)
+  rows_at = lambda step: examples.batch_rows(len(prompts), settings.prompts, order, step)
 
   def iterate(state, step):
     jax.block_until_ready(state.params)  # so that the clock below measures the rollout alone

@@ -41,23 +41,30 @@ def load_or_sample(
 
 def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Params) -> list[dict]:
   count = min(settings.pair_prompts, len(setup.task.prompts))
-  order = examples.batch_rows(len(setup.task.prompts), count, setup.seed, 0)
-  prompts = [setup.task.prompts[i] for i in np.repeat(order, settings.answers)]
+  order = examples.batch_rows(len(setup.task.prompts), count, setup.order("pairs"), 0)
+  prompts = [setup.task.prompts[i] for i in order]
   size = settings.sample_batch
   written = sampling.sample(
-    setup, frozen["base"], frozen["reference"]["model"], prompts, "pairs", batch_size=size
+    setup,
+    frozen["base"],
+    frozen["reference"]["model"],
+    prompts,
+    "pairs",
+    count=settings.answers,
+    batch_size=size,
   )
   rewards = sampling.score(setup, reward_params, frozen, written.sequences, batch_size=size)
   answers = responses(written.sequences.tokens, written.sequences.response_mask)
 
   rows = []
-  for first in range(0, len(prompts), settings.answers):
-    group = rewards[first : first + settings.answers]
-    best, worst = first + int(np.argmax(group)), first + int(np.argmin(group))
-    if rewards[best] > rewards[worst] and answers[best] != answers[worst]:
-      rows.append(
-        {"chosen": _row(prompts, answers, best), "rejected": _row(prompts, answers, worst)}
-      )
+  for i, prompt in enumerate(prompts):
+    group = slice(i * settings.answers, (i + 1) * settings.answers)
+    best, worst = np.argmax(rewards[group]), np.argmin(rewards[group])
+    if (
+      rewards[group][best] > rewards[group][worst] and answers[group][best] != answers[group][worst]
+    ):
+      chosen, rejected = (_row(prompt, answers[group][k], int(k)) for k in (best, worst))
+      rows.append({"chosen": chosen, "rejected": rejected})
   if not rows:
     raise ValueError(
       f"the reward model tells none of {settings.answers} answers to {count} prompts apart; train it "
@@ -66,7 +73,6 @@ def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Par
   return rows
 
 
-def _row(prompts, answers, index: int) -> dict:
-  prompt = prompts[index]
-  tokens = [*prompt.tokens, *answers[index]]
+def _row(prompt: Example, answer: list[int], index: int) -> dict:
+  tokens = [*prompt.tokens, *answer]
   return Example(f"{prompt.id}#{index}", tokens, len(prompt.tokens))._asdict()

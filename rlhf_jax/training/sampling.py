@@ -32,22 +32,27 @@ def sample(
   prompts: Sequence[Example],
   purpose: str,
   *,
+  count: int = 1,
   batch_size: int,
 ) -> Generation:
-  """One response to each prompt from `adapter` over `base`, as host arrays.
+  """`count` responses to each prompt from `adapter` over `base`, a row each, as host arrays.
 
-  A response depends on the run's seed, `purpose`, its prompt and its place in `prompts` alone.
+  The k-th response to a prompt depends on the run's seed, `purpose`, k, the prompt and its place in
+  `prompts` alone.
   """
   width = examples.width_of(prompts)
   weights = decoder.cast_for_decoding(lora.attach(base, adapter, setup.lora.scale), setup.dtype)
-  keys = jax.random.split(setup.key(purpose), len(prompts))
+  rows = np.arange(len(prompts) * count)
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  each = jax.vmap(jax.random.fold_in)
+  keys = each(fold(setup.key(purpose), rows // count), rows % count)
 
-  def batch(rows):
-    tokens, mask = left_pad([prompts[i].tokens for i in rows], width)
-    placed = setup.place_batch((tokens, mask, keys[rows]))
+  def batch(chosen):
+    tokens, mask = left_pad([prompts[i // count].tokens for i in chosen], width)
+    placed = setup.place_batch((tokens, mask, keys[chosen]))
     return _generate(setup.model, weights, *placed, setup.sampling)
 
-  return in_batches(setup, batch, len(prompts), batch_size, "writing")
+  return in_batches(setup, batch, len(rows), batch_size, "writing")
 
 
 def score(

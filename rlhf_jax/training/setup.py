@@ -76,6 +76,10 @@ class Setup(NamedTuple):
     """A PRNG key of the run's seed for one purpose."""
     return jax.random.fold_in(jax.random.key(self.seed), _hash(purpose))
 
+  def order(self, purpose: str) -> tuple[int, int]:
+    """A seed for the order of rows, of the run's seed and one purpose."""
+    return self.seed, _hash(purpose)
+
   def place(self, tree):
     """`tree` on the mesh, each matrix by the model family's table."""
     table = registry.axes(self.model.config)

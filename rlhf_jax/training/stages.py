@@ -30,7 +30,7 @@ def sft(setup: Setup) -> Params:
     optim,
     params={"model": trained},
     frozen={"base": base},
-    batches=offline.packed(rows, width, settings, setup.seed),
+    batches=offline.packed(rows, width, settings, setup.order("sft")),
   )
   return setup.merged(setup.pretrained, state.params["model"])
 
@@ -49,7 +49,9 @@ def reward_model(setup: Setup, weights: Params) -> Params:
 
   def normalize(state):
     prompts = setup.task.prompts
-    rows = examples.batch_rows(len(prompts), min(256, len(prompts)), setup.seed, 0)
+    rows = examples.batch_rows(
+      len(prompts), min(256, len(prompts)), setup.order("normalization"), 0
+    )
     chosen = [prompts[i] for i in rows]
     written = sampling.sample(
       setup, base, reference["model"], chosen, "normalization", batch_size=128
@@ -66,7 +68,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     optim,
     params={"model": trained, "reward_head": head},
     frozen=frozen,
-    batches=offline.paired(setup.task.pairs, settings, setup.seed),
+    batches=offline.paired(setup.task.pairs, settings, setup.order("reward_model")),
     finish=normalize,
   )
   return state.params
@@ -105,6 +107,6 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     optim,
     params={"model": trained},
     frozen=frozen,
-    batches=offline.paired(lambda epoch: pairs, settings, setup.seed),
+    batches=offline.paired(lambda epoch: pairs, settings, setup.order(name)),
   )
   return state.params, frozen
