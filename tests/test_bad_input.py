@@ -275,6 +275,12 @@ def dpo_from_human_pairs_without_pairs(run):
   run.train(stages=("policy",), algorithm__name="dpo", dpo__pairs="human", data__pairs="")
 
 
+@refused("evaluation scores answers with a reward model", "set start.reward_model")
+def evaluation_without_a_reward_model(run):
+  stages = ("sft", "policy", "evaluation")
+  run.train(stages=stages, algorithm__name="dpo", dpo__pairs="human")
+
+
 @refused("stage evaluation needs held-out prompts", "set data.test")
 def evaluation_without_held_out_prompts(run):
   run.train(data__test="")
@@ -494,6 +500,15 @@ def a_stage_that_began_with_another_value(run):
   with RunDir(run.workdir).timed("sft", before):
     pass
   run.train(sft__learning_rate=0.1)
+
+
+@refused("ran stage reward_model with stages=['reward_model']", "set it back")
+def a_stage_that_stood_on_other_stages(run):
+  own = (*options.SHARED, "sft", "reward_model")
+  sections = {name: run.config.get(name) for name in own} | {"stages": ["reward_model"]}
+  with RunDir(run.workdir).timed("reward_model", sections):
+    pass
+  run.train()
 
 
 @refused("stages.json is not JSON", "delete stages.json, results.json and config.json")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.config import hyperparameters, option, suggest
-from rlhf_jax.data import jsonl, reviews
+from rlhf_jax.data import chat, jsonl, reviews
 from rlhf_jax.data.examples import Example, Pair
 
 FILES = ("sft", "pairs", "prompts", "test")  # fields of `Settings` that name a JSON Lines file
@@ -76,12 +76,13 @@ def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> T
         f"data.{name} is read with data.source='jsonl' alone, and that is 'reviews'; set one of them."
       )
   splits = reviews.load_reviews(seed, train_size=settings.reviews)
-  limit, opening = settings.max_tokens, settings.prompt_tokens
-  end = tokenizer.eos_token_id
+  begin = chat.plain_prompt(tokenizer, "")  # a beginning mark, if the tokenizer adds one
+  limit, opening = settings.max_tokens, len(begin) + settings.prompt_tokens
 
   def encode(dataset) -> dict[str, list[int]]:
     ids = tokenizer(list(dataset["text"]), add_special_tokens=False)["input_ids"]
-    return dict(zip(dataset["id"], ([*tokens, end] for tokens in ids), strict=True))
+    whole = ([*begin, *tokens, tokenizer.eos_token_id] for tokens in ids)
+    return dict(zip(dataset["id"], whole, strict=True))
 
   train, test = encode(splits.train), encode(splits.test)
   cut = lambda tokens, size=limit: tokens[:size]
@@ -121,14 +122,11 @@ def _reviews(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> T
 
 def _jsonl(settings: Settings, tokenizer, rollout_tokens: int, seed: int) -> Task:
   notes: list[str] = []
-  end = tokenizer.eos_token_id
-
-  def encode(text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+  encode = lambda prompt: chat.plain_prompt(tokenizer, prompt)
 
   def example(row, field) -> Example:
-    prompt = encode(row["prompt"])
-    return Example(f"{row['id']}", [*prompt, *encode(row[field]), end], len(prompt))
+    tokens, mask = chat.plain(tokenizer, row["prompt"], row[field])
+    return Example(row["id"], tokens, mask.index(1))
 
   def answer_fits(row, *fields) -> str | None:
     longest = max(len(example(row, f).tokens) for f in fields)

@@ -67,6 +67,8 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
+    """Finishes what is being written and lets go of the folder."""
+    self.wait()
     self._manager.close()
 
 

@@ -58,6 +58,11 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
   return run.results
 
 
+def starting_weights(setup: Setup) -> Params:
+  """What the later stages start from: the run's own SFT model, or what it has instead."""
+  return stages.sft(setup) if "sft" in setup.config["stages"] else foreign_weights(setup)
+
+
 def foreign_weights(setup: Setup) -> Params:
   """What a run without SFT of its own starts from: the SFT model that `start.sft` names, or the pretrained."""
   source = _start(setup.config, "sft")
@@ -69,8 +74,7 @@ def foreign_reward_model(setup: Setup) -> Params | None:
   source = _start(setup.config, "reward_model")
   if source is None:
     return None
-  finished = RunDir(source.workdir).finished("sft")
-  weights = stages.sft(source) if finished else source.pretrained
+  weights = starting_weights(source)
   params = stages.reward_model(source, weights)
   return {**params, "base": setup.frozen(weights)} if source.lora.rank else params
 
@@ -83,7 +87,7 @@ def _entries(config: Mapping[str, Any]) -> list[str]:
 
 
 def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
-  """What each stage of `config` depends on."""
+  """What each stage of `config` depends on: sections, and the stages that it stands on."""
   name = config["algorithm"]["name"]
   depends = {
     "sft": ("sft",),
@@ -91,10 +95,12 @@ def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
     name: ("sft", "reward_model", name),
     f"{name}_evaluation": ("sft", "reward_model", name, "evaluation"),
   }
-  return {
-    stage: {section: config.get(section) for section in (*options.SHARED, *depends[stage])}
-    for stage in _entries(config)
-  }
+  claims = {}
+  for entry, stage in zip(_entries(config), config["stages"], strict=True):
+    before = options.STAGES[: options.STAGES.index(stage) + 1]
+    claims[entry] = {section: config.get(section) for section in (*options.SHARED, *depends[entry])}
+    claims[entry]["stages"] = [s for s in before if s in config["stages"]]
+  return claims
 
 
 def _start(config: Mapping[str, Any], stage: str) -> Setup | None:

@@ -21,7 +21,7 @@ class Log:
     self._metrics = open(self.workdir / "metrics.jsonl", "a", encoding="utf-8")
     self._samples = open(self.workdir / "samples.jsonl", "a", encoding="utf-8")
     events = str(self.workdir / "tensorboard" / stage)
-    self._events = SummaryWriter(events, purge_step=resume_step + 1 if resume_step else None)
+    self._events = SummaryWriter(events, purge_step=resume_step + 1)
 
   def metrics(self, step: int, scalars: dict[str, float]) -> None:
     """One line, one object; scalars named `group/name`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ def run(
     state = checkpoints.restore(state)
   first = int(state.step)
   if first >= steps:
-    print(f"{stage}: finished, {first} steps", flush=True)
+    print(f"{stage}: finished, {first} steps", file=sys.stderr, flush=True)
+    checkpoints.close()
     return state
   log = Log(workdir, stage, resume_step=first)
   bar = tqdm(total=steps, initial=first, desc=f"{stage:>12}", unit="step", dynamic_ncols=True)
@@ -101,6 +103,7 @@ def run(
   finally:
     bar.close()
     log.close()
+    checkpoints.close()
   return state
 
 

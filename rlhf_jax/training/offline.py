@@ -76,8 +76,9 @@ def run(
 def assert_divides(setup: Setup, stage: str, settings: Settings) -> None:
   """Raises ValueError unless a batch splits evenly over devices and micro-batches."""
   name = f"{stage}.batch_size"
-  sharding.assert_divides(name, settings.batch_size, setup.mesh)
   assert_multiple(name, settings.batch_size, "accumulate", settings.accumulate)
+  each = f"{name} / accumulate" if settings.accumulate > 1 else name
+  sharding.assert_divides(each, settings.batch_size // settings.accumulate, setup.mesh)
 
 
 def packed(

@@ -140,10 +140,10 @@ def assert_learnable(setup: Setup) -> None:
 
 def assert_divides(setup: Setup, stage: str, config, settings: Settings) -> None:
   """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
-  name = f"{stage}.prompts"
-  sharding.assert_divides(name, settings.prompts, setup.mesh)
-  parts = config.minibatches * settings.accumulate
+  name, parts = f"{stage}.prompts", config.minibatches * settings.accumulate
   assert_multiple(name, settings.prompts, "minibatches x accumulate", parts)
+  each = f"{name} / (minibatches x accumulate)" if parts > 1 else name
+  sharding.assert_divides(each, settings.prompts // parts, setup.mesh)
 
 
 def _with_critic(setup: Setup, weights: Params, trained: Params, critic: str) -> Params:

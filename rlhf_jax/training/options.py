@@ -106,6 +106,11 @@ def _check_stages(config: Mapping[str, Any], name: str) -> None:
     )
   human = config.get(name, {}).get("pairs") == "human"
   rewarded = "reward_model" in config["stages"] or config.get("start", {}).get("reward_model")
+  if "evaluation" in config["stages"] and not rewarded:
+    raise ValueError(
+      "evaluation scores answers with a reward model: add reward_model to config.stages, set "
+      "start.reward_model to the workdir of a run that has one, or leave evaluation out."
+    )
   if "policy" in config["stages"] and not rewarded and not human:
     raise ValueError(
       f"{name} needs a reward model: add reward_model to config.stages, or set start.reward_model to "

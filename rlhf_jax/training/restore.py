@@ -50,7 +50,7 @@ def policy(workdir: str | os.PathLike, name: str) -> TrainedPolicy:
   """
   run, setup = _setup(workdir, name)
   with jax.set_mesh(setup.mesh):
-    weights = _weights(setup)
+    weights = experiment.starting_weights(setup)
     if "reward_model" in setup.config["stages"]:
       reward_params = stages.reward_model(setup, weights)
     else:
@@ -69,7 +69,7 @@ def model(workdir: str | os.PathLike, stage: str) -> TextModel:
     )
   _, setup = _setup(workdir, stage)
   with jax.set_mesh(setup.mesh):
-    weights = _weights(setup)
+    weights = experiment.starting_weights(setup)
     if stage != "sft":
       params, _ = stages.policy(setup, weights, None)
       weights = setup.merged(weights, params["model"])
@@ -92,12 +92,6 @@ def _setup(workdir: str | os.PathLike, stage: str) -> tuple[RunDir, Setup]:
   return run, make_setup(_config(run, stage), run.workdir)
 
 
-def _weights(setup: Setup) -> Params:
-  if "sft" in setup.config["stages"]:
-    return stages.sft(setup)
-  return experiment.foreign_weights(setup)
-
-
 def _open(workdir: str | os.PathLike) -> RunDir:
   path = Path(workdir)
   if not (path / "config.json").is_file():
@@ -113,7 +107,6 @@ def _config(run: RunDir, stage: str | None = None) -> Mapping[str, Any]:
     config |= {section: value for section, value in sections.items() if value is not None}
     if stage in _policies():
       config["algorithm"] = {"name": stage}
-      config["stages"] = sorted({*config["stages"], "policy"}, key=options.STAGES.index)
   return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ class RunDir:
   def add(self, found: Mapping[str, float]) -> None:
     """Adds to results.json, with seconds and peak memory so far."""
     seconds = {f"seconds/{stage}": entry["seconds"] for stage, entry in self.stages.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts in kilobytes
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     before = self.results.get("memory/peak_mb", 0.0)
     self.results = {
       **self.results,

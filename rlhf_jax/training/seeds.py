@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.training import disk
 from rlhf_jax.training.experiment import train
 
 SHOWN = ("reward", "kl", "win_rate", "vader_win_rate", "distinct_2_ratio", "logp_base")
@@ -27,7 +28,7 @@ def train_seeds(
   shared = sorted(set.intersection(*(set(run) for run in runs)))
   results = {name: [run[name] for run in runs] for name in shared}
   text = json.dumps({"seeds": list(seeds), **results}, indent=2)
-  (Path(workdir) / "seeds.json").write_text(text + "\n", encoding="utf-8")
+  disk.replace(Path(workdir) / "seeds.json", text + "\n")
   return results
 
 

