@@ -8,15 +8,9 @@ import optax
 from rlhf_jax.config import hyperparameters, option
 
 DIRECTIONS = {
-  "adamw": lambda s: optax.chain(
-    optax.scale_by_adam(s.b1, s.b2, s.eps),
-    optax.add_decayed_weights(s.weight_decay, mask=_matrices),
-  ),
-  "lion": lambda s: optax.chain(
-    optax.scale_by_lion(s.b1, s.b2), optax.add_decayed_weights(s.weight_decay, mask=_matrices)
-  ),
-  "adafactor": lambda s: optax.scale_by_factored_rms(),
-  "sgd": lambda s: optax.trace(decay=s.b1) if s.b1 else optax.identity(),
+  "adamw": lambda s: optax.scale_by_adam(s.b1, s.b2, s.eps),
+  "lion": lambda s: optax.scale_by_lion(s.b1, s.b2),
+  "sgd": lambda s: optax.trace(decay=s.b1),
 }
 
 SCHEDULES = {
@@ -33,9 +27,9 @@ class Settings:
   optimizer: str = option("adamw", choices=tuple(DIRECTIONS))
   schedule: str = option("linear", choices=tuple(SCHEDULES))
   warmup: float = option(0.0, at_least=0, below=1)  # fraction of all updates
-  b1: float = option(0.9, at_least=0, below=1)
-  b2: float = option(0.95, at_least=0, below=1)
-  eps: float = option(1e-8, above=0)
+  b1: float = option(0.9, at_least=0, below=1)  # momentum
+  b2: float = option(0.95, at_least=0, below=1)  # adamw and lion
+  eps: float = option(1e-8, above=0)  # adamw
   weight_decay: float = option(0.0, at_least=0)  # on matrices
   clip_norm: float | None = option(1.0, above=0)
 
@@ -56,7 +50,10 @@ def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransforma
     else optax.clip_by_global_norm(settings.clip_norm)
   )
   return optax.chain(
-    clip, DIRECTIONS[settings.optimizer](settings), optax.scale_by_schedule(schedule)
+    clip,
+    DIRECTIONS[settings.optimizer](settings),
+    optax.add_decayed_weights(settings.weight_decay, mask=_matrices),
+    optax.scale_by_schedule(schedule),
   )
 
 
