@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax.models import decoder, hf_config, layers
 from rlhf_jax.sharding import constrain
@@ -152,8 +151,8 @@ def family(config: GPT2Config, dtype: str) -> decoder.Family:
     }
 
   def embed(params, tokens, positions):
-    token = params["embed"]["embedding"][tokens].astype(jnp.float32)
-    return token + params["position_embed"]["embedding"][positions].astype(jnp.float32)
+    token = layers.lookup(params["embed"]["embedding"], tokens, dtype)
+    return token + layers.lookup(params["position_embed"]["embedding"], positions, dtype)
 
   return decoder.Family(
     config=config,

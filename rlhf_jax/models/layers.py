@@ -44,6 +44,15 @@ class Dense(nn.Module):
     return y
 
 
+def lookup(table: Array, ids: Array, dtype: str) -> Array:
+  """Rows of an embedding, float32[..., D], rounded to the compute dtype as every matrix is.
+
+  So a table kept in float32 to train and one cast once to decode give the same model.
+  """
+  rows = table[ids].astype(jnp.float32)
+  return lax.reduce_precision(rows, 8, 7) if dtype == "bfloat16" else rows
+
+
 class RMSNorm(nn.Module):
   """x / sqrt(mean(x²) + ε) · scale (arXiv:1910.07467)."""
 

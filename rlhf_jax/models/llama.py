@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax.models import decoder, hf_config, layers
 from rlhf_jax.sharding import constrain
@@ -233,7 +232,7 @@ def family(config: LlamaConfig, dtype: str) -> decoder.Family:
     return {"embed": {"embedding": config.initializer_range * jax.random.normal(key, shape)}}
 
   def embed(params, tokens, positions):
-    return params["embed"]["embedding"][tokens].astype(jnp.float32)
+    return layers.lookup(params["embed"]["embedding"], tokens, dtype)
 
   return decoder.Family(
     config=config,

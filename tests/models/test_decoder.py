@@ -197,8 +197,14 @@ def test_weights_cast_for_decoding_decode_alike_and_keep_their_vectors(config, p
     hidden, filled = model.prefill(params, rows.tokens, rows.positions, rows.segments, cache)
     return model.decode_step(params, jnp.array([1, 2, 3]), filled)[0]
 
-  # Embeddings are rounded too, which a pass over float32 weights does not do.
-  np.testing.assert_allclose(decode(cast), decode(params), atol=0.1)
+  np.testing.assert_array_equal(decode(cast), decode(params))
+
+
+def test_weights_cast_once_are_the_same_model_in_bfloat16(config, params, rows):
+  hidden = jax.jit(registry.language_model(config, dtype="bfloat16").hidden)
+  arguments = rows.tokens, rows.positions, rows.segments
+  cast = decoder.cast_for_decoding(params, "bfloat16")
+  np.testing.assert_array_equal(hidden(cast, *arguments), hidden(params, *arguments))
 
 
 def test_unknown_dtypes_and_policies_are_refused_by_name(config):
