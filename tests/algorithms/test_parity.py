@@ -133,8 +133,9 @@ def bradley_terry(x):
 
 def sft_loss(x):
   def loss(logps):
-    batch = sequences(x["mask"])
-    terms, _ = sft.make(TABLE_POLICY).loss({"logps": logps}, {}, batch, sft.Config(), {})
+    widen = lambda a: jnp.pad(a, ((0, 0), (1, 0)))  # by a first token, which nothing predicts
+    batch, params = sequences(widen(x["mask"])), {"logps": widen(logps)}
+    terms, _ = sft.make(TABLE_POLICY).loss(params, {}, batch, sft.Config(), {})
     return terms["nll"].value
 
   mean, gradient = jax.value_and_grad(loss)(x["logps"])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rlhf_jax import sharding
@@ -34,5 +35,8 @@ def test_gradients_on_a_mesh_are_those_of_one_device(config, params, rows, case)
     many = jax.jit(jax.value_and_grad(loss))(
       placed, jax.device_put(rows, sharding.batch_sharding(mesh))
     )
+  # Some gradients are nothing but rounding (a bias of all keys shifts every score alike), so a
+  # difference may also be small beside the whole gradient.
+  whole = float(optax.global_norm(one[1]))
   for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-6
+    assert np.linalg.norm(a - b) <= tolerance * (np.linalg.norm(b) + 1e-3 * whole)
