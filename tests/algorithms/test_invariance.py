@@ -31,6 +31,8 @@ CONFIG = llama.LlamaConfig(
 )
 MODEL = registry.language_model(CONFIG, scan=True)
 TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order
+# Nearly all the time here goes into compiling.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Layout(NamedTuple):
@@ -147,7 +149,8 @@ def train_step(name: str, accumulate: int = 1):
       optax.trace(decay=0.0),  # plain gradient descent that remembers its last gradient
       epochs=getattr(case.config, "epochs", 1),
       accumulate=accumulate,
-    )
+    ),
+    compiler_options=QUICKLY,
   )
 
 
@@ -249,7 +252,7 @@ def test_numbers_outside_the_response_reach_neither_loss_nor_gradient(name):
   case = CASES[name]
   state = initial(name)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICKLY)
   def with_poison(batch, value):
     batch, metrics = case.algorithm.annotate(
       state.params, FROZEN, poisoned(batch, value), case.config, state.extra
