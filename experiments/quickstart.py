@@ -1,7 +1,15 @@
 """The main job: human star labels -> reward model -> SmolLM2-135M aligned with PPO, on a laptop.
 
-make quickstart
-rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+    make quickstart
+    rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+    rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart --config.algorithm.name=dpo
+    rlhf-jax train --config=experiments/quickstart.py --workdir=runs/quickstart_seeds --seeds=0,1,2
+
+SFT on 2,500 food reviews, a Bradley-Terry reward model on great reviews against others, then PPO from
+the openings of reviews; LoRA throughout, one frozen base, bfloat16 products. Measured 2026-11-21 on two cores of an
+AMD EPYC (AVX512-BF16), jax 0.10.2, seed 0, with other work on the machine: 24.6 minutes and 6.6 GB, of which
+SFT 3.5 minutes, reward model 10.7, PPO 5.8, evaluation 4.4; DPO adds 8.6. Reward-model AUC 0.907
+[0.888, 0.926]; PPO wins 90 % [87, 93] against SFT at a KL of 8.0 nats, DPO 73 % [69, 77] at 2.3.
 """
 
 from ml_collections import ConfigDict
