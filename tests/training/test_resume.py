@@ -17,30 +17,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 OPTIONS = (
-  "--config.sft.epochs=0.05",
+  "--config.sft.epochs=0.15",
   "--config.sft.checkpoint_every=2",
-  "--config.reward_model.epochs=0.08",
+  "--config.reward_model.epochs=0.2",
   "--config.reward_model.checkpoint_every=2",
-  "--config.ppo.steps=6",
+  "--config.ppo.steps=8",
   "--config.ppo.checkpoint_every=2",
   "--config.data.test_prompts=16",
   "--config.evaluation.batch_size=32",
 )
-# In which stage, with what: the moment within it is random.
+# The signal, and in which stage after which logged steps: one of these, and a moment more.
 INTERRUPTIONS = (
-  ("sft", signal.SIGTERM),
-  ("sft", signal.SIGKILL),
-  ("reward_model", signal.SIGKILL),
-  ("ppo", signal.SIGINT),
-  ("ppo", signal.SIGKILL),
-  ("ppo_evaluation", signal.SIGKILL),
+  (signal.SIGTERM, "sft", (2, 7)),
+  (signal.SIGKILL, "sft", (10, 18)),
+  (signal.SIGKILL, "reward_model", (1, 12)),
+  (signal.SIGINT, "ppo", (1, 3)),
+  (signal.SIGKILL, "ppo", (4, 6)),
+  (signal.SIGKILL, "ppo_evaluation", (1, 1)),
 )
 
 
 class Stopped(NamedTuple):
+  number: signal.Signals
   code: int
   error: str
-  stage: str
 
 
 def start(workdir: Path) -> subprocess.Popen:
@@ -75,18 +75,17 @@ def progress(workdir: Path, stage: str) -> int:
   return logged or int(begun)
 
 
-def interrupt(process: subprocess.Popen, workdir: Path, stage: str, number, rng) -> Stopped | None:
-  """Sends the signal at a random moment after the stage's next few steps; None if the run ends before."""
-  steps = progress(workdir, stage) + rng.choice((1, 2, 3)) if stage != "ppo_evaluation" else 1
-  while progress(workdir, stage) < steps:
-    if process.poll() is not None:
-      assert process.returncode == 0, process.stderr.read()
-      return None
-    time.sleep(0.01)
-  time.sleep(rng.uniform(0, 0.3))
+def interrupt(
+  workdir: Path, number: signal.Signals, stage: str, step: int, delay: float
+) -> Stopped:
+  """Starts the run and sends the signal `delay` seconds after `stage` has logged `step` steps."""
+  process = start(workdir)
+  while progress(workdir, stage) < step and process.poll() is None:
+    time.sleep(0.002)
+  time.sleep(delay)
   process.send_signal(number)
   _, error = process.communicate()
-  return Stopped(process.returncode, error, stage)
+  return Stopped(number, process.returncode, error)
 
 
 def finish(workdir: Path) -> None:
@@ -108,26 +107,26 @@ def interrupted(tmp_path_factory):
   """The workdir of a run stopped and started again, and what its processes said."""
   workdir = tmp_path_factory.mktemp("interrupted") / "run"
   rng = random.Random(0)
-  stops = []
-  for stage, number in INTERRUPTIONS:
-    stopped = interrupt(start(workdir), workdir, stage, number, rng)
-    stops.append((number, stopped))
+  stops = [
+    interrupt(workdir, number, stage, rng.randint(*steps), rng.uniform(0, 0.1))
+    for number, stage, steps in INTERRUPTIONS
+  ]
   finish(workdir)
   return workdir, stops
 
 
-def test_every_interruption_met_a_running_stage(interrupted):
-  _, stops = interrupted
-  codes = [stopped.code if stopped else 0 for _, stopped in stops]
-  assert codes == [-9 if number == signal.SIGKILL else 128 + number for number, _ in stops]
+def test_every_signal_stopped_a_running_process(interrupted):
+  for stop in interrupted[1]:
+    code = -stop.number if stop.number == signal.SIGKILL else 128 + stop.number
+    assert stop.code == code, stop.error
 
 
 def test_a_signal_is_answered_with_what_is_saved_and_how_to_go_on(interrupted):
-  for number, stopped in interrupted[1]:
-    if number != signal.SIGKILL:
-      assert f"stopped by {signal.Signals(number).name} " in stopped.error
-      assert "Run the same command again to go on from there." in stopped.error
-      assert "Traceback" not in stopped.error
+  for stop in interrupted[1]:
+    if stop.number != signal.SIGKILL:
+      assert f"stopped by {stop.number.name} " in stop.error
+      assert "Run the same command again to go on from there." in stop.error
+      assert "Traceback" not in stop.error
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
