@@ -196,26 +196,32 @@ def answers(capsys, *options) -> list[str]:
   return [json.loads(line)["response"] for line in text.splitlines() if line.startswith("{")]
 
 
-def test_the_seed_decides_the_text_unless_greedy(tiny_run, capsys):
-  where = f"--workdir={tiny_run[1]}"
+@pytest.fixture(scope="module")
+def converted(tiny_run, tmp_path_factory):
+  """The trained policy as a Hugging Face folder."""
+  folder = tmp_path_factory.mktemp("converted") / "model"
+  assert main(["convert", f"--workdir={tiny_run[1]}", "--stage=ppo", f"--to={folder}"]) == 0
+  return folder
+
+
+def test_the_seed_decides_the_text_unless_greedy(converted, capsys):
+  where = f"--model={converted}"
   again = [answers(capsys, where, f"--seed={seed}") for seed in (0, 0, 1)]
   assert again[0] == again[1] != again[2]
   assert answers(capsys, where, "--greedy") == answers(capsys, where, "--greedy", "--seed=1")
 
 
-def test_a_converted_model_writes_what_the_trained_one_does(tiny_run, capsys, tmp_path):
+def test_a_converted_model_writes_what_the_trained_one_does(tiny_run, converted, capsys):
   _, workdir = tiny_run
-  folder = tmp_path / "model"
-  text = said(capsys, "convert", f"--workdir={workdir}", "--stage=ppo", f"--to={folder}")
-  assert "model.safetensors" in text and "tokenizer.json" in text
   trained = answers(capsys, f"--workdir={workdir}", "--stage=ppo", "--samples=3")
-  assert answers(capsys, f"--model={folder}", "--samples=3") == trained
+  assert answers(capsys, f"--model={converted}", "--samples=3") == trained
   assert answers(capsys, f"--workdir={workdir}", "--stage=sft", "--samples=3") != trained
 
 
-def test_chat_answers_every_line_of_a_pipe(tiny_run, capsys, tmp_path, monkeypatch):
+def test_chat_answers_every_line_of_a_pipe(converted, capsys, tmp_path, monkeypatch):
   folder = tmp_path / "model"
-  said(capsys, "convert", f"--workdir={tiny_run[1]}", f"--to={folder}")
+  text = said(capsys, "convert", f"--model={converted}", f"--to={folder}")
+  assert "model.safetensors" in text and "tokenizer.json" in text
   tokenizer = AutoTokenizer.from_pretrained(folder)
   tokenizer.chat_template = CHAT_TEMPLATE
   tokenizer.save_pretrained(folder)
