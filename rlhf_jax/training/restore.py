@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,7 +100,7 @@ def _open(workdir: str | os.PathLike) -> RunDir:
 
 def _config(run: RunDir, stage: str | None = None) -> Mapping[str, Any]:
   """The run's last config, or that with which `stage` was run."""
-  config = json.loads((run.workdir / "config.json").read_text(encoding="utf-8"))
+  config = run.config
   if stage is not None:
     sections = run.stages[stage]["config"]
     config |= {section: value for section, value in sections.items() if value is not None}
