@@ -82,6 +82,40 @@ def pairs(seed: int = 4, scale: float = 6.0) -> dict:
   )
 
 
+def token_preferences(seed: int = 15) -> dict:
+  """Token log-probabilities of four pairs: longer chosen, longer rejected, equal lengths, one token."""
+  rng = np.random.default_rng(seed)
+  lengths = dict(w=[7, 2, 4, 1], l=[4, 6, 4, 3])
+  inputs = {}
+  for side, length in lengths.items():
+    mask = (np.arange(T) < np.asarray(length)[:, None]).astype(np.float64)
+    ref_logps = grid(-rng.gamma(2.0, 0.75, (B, T)))
+    inputs[f"logps_{side}"] = grid(np.minimum(ref_logps + rng.normal(0, 0.5, (B, T)), -0.015625))
+    inputs[f"ref_logps_{side}"] = ref_logps
+    inputs[f"mask_{side}"] = mask
+  return inputs
+
+
+def judgements(seed: int = 16, drift: float = 0.0) -> dict:
+  """Log-probabilities of seven single answers and their labels; `drift` moves the mismatched pairs' mean."""
+  rng = np.random.default_rng(seed)
+  ref_logps, kl_ref_logps = -rng.gamma(9.0, 3.0, (2, 7))
+  return dict(
+    logps=grid(ref_logps + rng.normal(0, 6.0, 7)),
+    ref_logps=grid(ref_logps),
+    labels=np.array([1, 0, 1, 1, 0, 0, 1]),
+    kl_logps=grid(kl_ref_logps + drift + rng.normal(0, 2.0, 7)),
+    kl_ref_logps=grid(kl_ref_logps),
+  )
+
+
+def likelihoods(seed: int = 17) -> dict:
+  """Log-probabilities of six preference pairs averaged over their tokens: negative and near zero."""
+  rng = np.random.default_rng(seed)
+  logps_w, logps_l = np.minimum(grid(-rng.gamma(2.0, 0.6, (2, 6))), -0.046875)
+  return dict(logps_w=logps_w, logps_l=logps_l)
+
+
 def token_pairs(seed: int = 5) -> dict:
   """Token log-probabilities under a policy and a reference less than 10 nats apart."""
   rng = np.random.default_rng(seed)
@@ -132,13 +166,25 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Recorder:
-  """Collects the cases of one library and writes them to `tests/golden/<library>.json`."""
+  """Collects the cases of one library and writes them to `tests/golden/<file>.json`.
 
-  def __init__(self, library: str, distribution: str, *runtime: str, precision: str = "float64"):
-    self.library = library
+  `file` is the library's name unless a second version of it is recorded beside the first; `version` is for a
+  library that is not installed as a distribution.
+  """
+
+  def __init__(
+    self,
+    library: str,
+    distribution: str,
+    *runtime: str,
+    precision: str = "float64",
+    file: str | None = None,
+    version: str | None = None,
+  ):
+    self.file = file or library
     self.head = dict(
       library=library,
-      version=importlib.metadata.version(distribution),
+      version=version or importlib.metadata.version(distribution),
       runtime={name: importlib.metadata.version(name) for name in runtime},
       precision=precision,
     )
@@ -168,7 +214,7 @@ class Recorder:
       f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self.head.items()
     )
     cases = ",\n".join("  {\n" + text + "\n  }" for text in fields)
-    path = GOLDEN / f"{self.library}.json"
+    path = GOLDEN / f"{self.file}.json"
     path.write_text("{\n" + head + ',\n "cases": [\n' + cases + "\n ]\n}\n")
     print(f"{path.name}: {len(self.cases)} cases")
 
