@@ -45,6 +45,7 @@ def get_config():
     checkpoint_every=25,
   )
   config.algorithm = dict(name="ppo")
+  config.answers = dict(source="sampled", prompts=512, count=4)
   config.ppo = dict(
     steps=16,
     prompts=64,
@@ -63,8 +64,6 @@ def get_config():
     batch_size=16,
     learning_rate=1e-4,
     beta=0.1,
-    pair_prompts=512,
-    answers=4,
     checkpoint_every=20,
   )
   config.evaluation = dict(best_of=4, batch_size=100)

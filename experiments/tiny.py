@@ -42,6 +42,7 @@ def get_config():
   config.sft = dict(epochs=0.3, batch_size=16, learning_rate=1e-2, checkpoint_every=10)
   config.reward_model = dict(epochs=0.3, batch_size=16, learning_rate=3e-3, checkpoint_every=10)
   config.algorithm = dict(name="ppo")
+  config.answers = dict(source="sampled", prompts=64, count=4)
   config.ppo = dict(
     steps=8,
     prompts=32,
@@ -53,7 +54,7 @@ def get_config():
     critic="shared",
   )
   config.dpo = dict(
-    epochs=1.0, batch_size=16, learning_rate=1e-3, beta=0.1, pair_prompts=64, checkpoint_every=2
+    epochs=1.0, batch_size=16, learning_rate=1e-3, beta=0.1, checkpoint_every=2
   )
   config.evaluation = dict(best_of=4, batch_size=64)
   return config

@@ -45,12 +45,34 @@ class Sequences:
 
 @struct.dataclass
 class PreferenceBatch:
-  """Pairs of answers to one prompt, the first preferred."""
+  """Pairs of answers to one prompt, the first preferred unless `preference` says how far."""
 
   chosen: Sequences
   rejected: Sequences
-  ref_chosen_logps: Array | None = None  # float32[B, T], filled by annotate()
+  preference: Array  # float32[B], the probability that `chosen` is the better one; 0.5 is a tie
+  margin: Array  # float32[B], by how much, in the units of the reward; 0 where nobody said
+  ref_chosen_logps: Array | None = None  # float32[B, T], from a cache or by annotate()
   ref_rejected_logps: Array | None = None  # float32[B, T]
+
+
+@struct.dataclass
+class RankingBatch:
+  """K answers to each prompt and the places they were given; every leaf of `answers` is [B, K, T]."""
+
+  answers: Sequences
+  ranks: Array  # int32[B, K]: 1 is best, equal ranks are ties, 0 was not ranked
+  ref_logps: Array | None = None  # float32[B, K, T]
+
+
+@struct.dataclass
+class LabelledBatch:
+  """Single answers with labels: ratings, classes and marks an answer, or a label a token."""
+
+  answers: Sequences
+  labels: Array  # float32[B, A], or float32[B, T] for labels of tokens; NaN where nobody gave one
+  ref_logps: Array | None = None  # float32[B, T]
+  mismatched: Sequences | None = None  # each prompt with another prompt's answer, for KTO
+  ref_mismatched_logps: Array | None = None  # float32[B, T]
 
 
 @struct.dataclass

@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import reward_model
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import tasks
 from rlhf_jax.data.bytes import byte_tokenizer
-from rlhf_jax.models import registry
+from rlhf_jax.models import heads, registry
 from rlhf_jax.rollout.generate import left_pad
 from rlhf_jax.training import experiment, loop, options
 from rlhf_jax.training.checkpoint import Checkpoints
@@ -50,7 +49,7 @@ REVIEWS = dict(source="reviews", max_tokens=32, held_out_tokens=32)
 TEXTS = ("a", "bb", "ccc", "dddd")
 ROWS = {
   "sft": [dict(prompt="ask", response=f"answer {t}") for t in TEXTS],
-  "pairs": [dict(prompt="ask", chosen=f"good {t}", rejected=f"bad {t}") for t in TEXTS],
+  "feedback": [dict(prompt="ask", chosen=f"good {t}", rejected=f"bad {t}") for t in TEXTS],
   "prompts": [dict(prompt=f"ask {t}") for t in TEXTS],
   "test": [dict(prompt=f"say {t}") for t in TEXTS],
 }
@@ -69,7 +68,7 @@ class Run:
       stages=("sft", "reward_model", "policy", "evaluation"),
       model=dict(source="random", random=MODEL),
       lora=dict(rank=0),
-      data=dict(source="jsonl", max_tokens=32, prompt_tokens=12)
+      data=dict(source="files", max_tokens=32, prompt_tokens=12)
       | {name: str(folder / f"{name}.jsonl") for name in ROWS},
       rollout=dict(max_new_tokens=8),
       mesh=dict(data=1),
@@ -77,7 +76,8 @@ class Run:
       sft=dict(stage),
       reward_model=dict(stage),
       ppo=dict(steps=1, prompts=2),
-      dpo=dict(stage, pair_prompts=4),
+      dpo=stage,
+      answers=dict(prompts=4),
     )
 
   def write(self, name: str, *rows) -> None:
@@ -186,9 +186,9 @@ def a_data_file_of_bad_rows_alone(run):
   run.train()
 
 
-@refused("pairs.jsonl is not UTF-8 text", "save it as UTF-8")
+@refused("feedback.jsonl is not UTF-8 text", "save it as UTF-8")
 def a_data_file_in_another_encoding(run):
-  (run.folder / "pairs.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+  (run.folder / "feedback.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
   run.train()
 
 
@@ -203,10 +203,10 @@ def a_line_that_is_no_object(run):
 
 
 @skipped(
-  "pairs.jsonl: skipped 1 of 5 rows; line 5: no field 'rejected' (it has 'prompt', 'chosen')"
+  "feedback.jsonl: skipped 1 of 5 rows; line 5: no field 'rejected' (it has 'prompt', 'chosen')"
 )
 def a_row_without_a_needed_field(run):
-  return run.notes("pairs", *ROWS["pairs"], dict(prompt="ask", chosen="good"))
+  return run.notes("feedback", *ROWS["feedback"], dict(prompt="ask", chosen="good"))
 
 
 @skipped("skipped 1 of 5 rows; line 5: field 'response' should be a string, not int")
@@ -241,7 +241,7 @@ def a_prompt_longer_than_the_limit(run):
 
 @skipped("line 5: 'chosen' and 'rejected' are the same text, so nothing is preferred")
 def a_pair_of_equal_answers(run):
-  return run.notes("pairs", *ROWS["pairs"], dict(prompt="ask", chosen="same", rejected="same"))
+  return run.notes("feedback", *ROWS["feedback"], dict(prompt="ask", chosen="same", rejected="same"))
 
 
 @skipped("skipped 7 of 11 rows", "line 5: ", "line 9: ", "and 2 more")
@@ -254,9 +254,9 @@ def sft_without_texts(run):
   run.train(data__sft="")
 
 
-@refused("stage reward_model needs pairs", "set data.pairs")
+@refused("stage reward_model needs pairs", "set data.feedback")
 def a_reward_model_without_pairs(run):
-  run.train(data__pairs="")
+  run.train(data__feedback="")
 
 
 @refused("stage reward_model needs prompts", "set data.prompts")
@@ -270,15 +270,15 @@ def ppo_without_prompts(run):
   run.train(stages=("policy",), start=start, data__prompts="")
 
 
-@refused("stage dpo needs pairs", "set data.pairs")
+@refused("stage dpo needs pairs", "set data.feedback")
 def dpo_from_human_pairs_without_pairs(run):
-  run.train(stages=("policy",), algorithm__name="dpo", dpo__pairs="human", data__pairs="")
+  run.train(stages=("policy",), algorithm__name="dpo", answers__source="human", data__feedback="")
 
 
 @refused("evaluation scores answers with a reward model", "set start.reward_model")
 def evaluation_without_a_reward_model(run):
   stages = ("sft", "policy", "evaluation")
-  run.train(stages=stages, algorithm__name="dpo", dpo__pairs="human")
+  run.train(stages=stages, algorithm__name="dpo", answers__source="human")
 
 
 @refused("stage evaluation needs held-out prompts", "set data.test")
@@ -286,7 +286,7 @@ def evaluation_without_held_out_prompts(run):
   run.train(data__test="")
 
 
-@refused("data.sft is read with data.source='jsonl' alone", "set one of them")
+@refused("data.sft is read with data.source='files' alone", "set one of them")
 def a_data_file_beside_the_reviews(run):
   run.train(data=dict(REVIEWS, sft="mine.jsonl"))
 
@@ -320,9 +320,9 @@ option("ppo.minibatches", 3, "ppo.prompts=2 does not split into minibatches x ac
 option("data.max_tokens", 65, "rows of 65 tokens", "64 positions", "lower data.max_tokens")
 
 
-@refused("dpo.batch_size=4 exceeds the 3 prompts of dpo.pair_prompts; lower it to at most 3")
+@refused("dpo.batch_size=4 exceeds the 3 prompts of answers.prompts; lower it to at most 3")
 def more_pairs_a_batch_than_are_sampled(run):
-  run.train(algorithm__name="dpo", dpo__batch_size=4, dpo__pair_prompts=3)
+  run.train(algorithm__name="dpo", dpo__batch_size=4, answers__prompts=3)
 
 
 # Options.
@@ -352,7 +352,7 @@ option("lora.rank", -1, "lora.rank=-1 should be at least 0")
 option("lora", dict(rank=2, targets=("q", "gat")), "lora target 'gat'", "it has down, gate, k")
 option("lora", dict(rank=2, targets=()), "lora.targets is empty", "lora.rank=0")
 option("model.dtype", "float16", "model.dtype='float16' is not one of 'float32', 'bfloat16'")
-option("data.source", "json", "data.source='json' is not one of 'reviews', 'jsonl'")
+option("data.source", "json", "data.source='json' is not one of 'reviews', 'files'")
 option("seed", "one", "config.seed='one' should be of type int")
 option("seed", -1, "config.seed=-1 should be at least 0")
 option("algorithm.name", "pppo", "algorithm.name='pppo' is not an algorithm; did you mean ppo")
@@ -591,7 +591,7 @@ def a_folder_without_a_checkpoint(run):
 @refused("2 reference samples", "cannot be normalized", "Train it longer or check its pairs")
 def a_reward_model_that_gives_one_score_to_all(run):
   head = dict(kernel=jnp.ones(3), bias=jnp.zeros(()))
-  reward_model.normalize(dict(reward_head=head), jnp.full(2, 0.5))
+  heads.normalize(dict(reward_head=head), jnp.full(2, 0.5))
 
 
 @refused(

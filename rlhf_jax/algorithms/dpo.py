@@ -22,6 +22,7 @@ from rlhf_jax.types import Algorithm, Policy, keep_extra, no_extra
 
 Array = jax.Array
 
+TRAINS = "policy"
 DATA = "pairs"
 
 # Each maps the margin h, the difference of the two log-ratios, float32[B] -> float32[B].

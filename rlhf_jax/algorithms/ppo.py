@@ -27,6 +27,7 @@ from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences
 
 Array = jax.Array
 
+TRAINS = "policy"
 DATA = "rollouts"
 
 

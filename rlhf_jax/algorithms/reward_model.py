@@ -15,6 +15,7 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import preference, stats
 from rlhf_jax.types import Algorithm, Scorer, keep_extra, no_annotation, no_extra
 
+TRAINS = "reward_model"
 DATA = "pairs"
 
 
@@ -39,20 +40,3 @@ def make(scorer: Scorer) -> Algorithm:
     return {"bradley_terry": stats.batch_mean(losses)}, metrics
 
   return Algorithm(no_extra, no_annotation, loss, keep_extra)
-
-
-def normalize(params: dict, scores: jax.Array) -> dict:
-  """`params` with gain and bias folded into the head, so that `scores` would have mean 0 and std 1.
-
-  `scores` float32[N] are the model's own on samples of the reference policy (arXiv:1909.08593,
-  section 2.1). Raises ValueError when they are all equal or not finite.
-  """
-  mean, std = float(jnp.mean(scores)), float(jnp.std(scores))
-  if not (jnp.isfinite(mean) and std > 1e-6):
-    raise ValueError(
-      f"the reward model scores {scores.shape[0]} reference samples with mean {mean} and standard "
-      f"deviation {std}; it cannot be normalized. Train it longer or check its pairs."
-    )
-  head = params["reward_head"]
-  folded = {"kernel": head["kernel"] / std, "bias": (head["bias"] - mean) / std}
-  return {**params, "reward_head": folded}

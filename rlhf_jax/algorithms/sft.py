@@ -11,6 +11,7 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import logprobs, stats
 from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
 
+TRAINS = "sft"
 DATA = "texts"
 
 

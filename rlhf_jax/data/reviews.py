@@ -101,6 +101,22 @@ def pairs(reviews: datasets.Dataset, seed: int | tuple[int, ...]) -> datasets.Da
   )
 
 
+def rankings(
+  reviews: datasets.Dataset, k: int, seed: int | tuple[int, ...]
+) -> list[tuple[str, ...]]:
+  """One epoch of groups of ids, a great review before k − 1 others; every other review occurs once, or nearly."""
+  labels, ids = np.asarray(reviews["label"]), np.asarray(reviews["id"])
+  great, other = ids[labels == 1], ids[labels == 0]
+  rng = np.random.default_rng(seed)
+  groups = len(other) // (k - 1)
+  if not len(great) or not groups:
+    raise ValueError(
+      f"Rankings of {k} need a great review and {k - 1} others; there are {len(great)} and {len(other)}."
+    )
+  first, rest = _cycle(great, groups, rng), rng.permutation(other)[: groups * (k - 1)]
+  return [(w, *l) for w, l in zip(first.tolist(), rest.reshape(groups, k - 1).tolist(), strict=True)]
+
+
 def _cycle(items: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
   """`size` of `items`, in one fresh permutation after another."""
   rounds = -(-size // len(items))

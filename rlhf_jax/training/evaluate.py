@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rlhf_jax.config import from_dict, hyperparameters, option
 from rlhf_jax.data import examples
-from rlhf_jax.data.tasks import Labelled
+from rlhf_jax.data.task import LabelledTexts
 from rlhf_jax.evaluation import classification, judges, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
@@ -201,7 +201,7 @@ def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str,
   return results
 
 
-def _rewards(setup: Setup, settings: Settings, frozen, labelled: Labelled) -> np.ndarray:
+def _rewards(setup: Setup, settings: Settings, frozen, labelled: LabelledTexts) -> np.ndarray:
   """Rewards float32[N], computed shortest first, in batches as wide as their longest text."""
   rewards = np.zeros(len(labelled.examples), np.float32)
   order = np.argsort([len(example.tokens) for example in labelled.examples], kind="stable")

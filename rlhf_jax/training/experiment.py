@@ -11,7 +11,7 @@ import jax
 
 from rlhf_jax.training import evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, make_setup
+from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
 from rlhf_jax.types import Params
 
 
@@ -89,11 +89,15 @@ def _entries(config: Mapping[str, Any]) -> list[str]:
 def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
   """What each stage of `config` depends on: sections, and the stages that it stands on."""
   name = config["algorithm"]["name"]
+  rewarding = ("sft", options.reward_algorithm(config))
+  learning = (*rewarding, name)
+  if algorithm_module(name).DATA != "rollouts":
+    learning = (*learning, "answers")
   depends = {
     "sft": ("sft",),
-    "reward_model": ("sft", "reward_model"),
-    name: ("sft", "reward_model", name),
-    f"{name}_evaluation": ("sft", "reward_model", name, "evaluation"),
+    "reward_model": rewarding,
+    name: learning,
+    f"{name}_evaluation": (*learning, "evaluation"),
   }
   claims = {}
   for entry, stage in zip(_entries(config), config["stages"], strict=True):

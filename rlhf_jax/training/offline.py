@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
-from rlhf_jax.data.examples import Example, Pair
+from rlhf_jax.data.examples import Example, Logps, Record
 from rlhf_jax.training import loop, optimizer
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
@@ -25,7 +25,7 @@ class Settings:
   batch_size: int = option(16, at_least=1)
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
-  widths: int = option(2, at_least=1)  # of padded batches of pairs; each compiles once
+  widths: int = option(2, at_least=1)  # of padded batches; each compiles once
 
 
 class Batches(NamedTuple):
@@ -95,20 +95,28 @@ def packed(
   )
 
 
-def paired(
-  pairs: Callable[[int], list[Pair]], settings: Settings, seed: tuple[int, ...]
+def padded(
+  records: Callable[[int], list[Record]],
+  settings: Settings,
+  seed: tuple[int, ...],
+  ref_logps: Logps | None = None,
 ) -> Batches:
-  """Pairs, `pairs(epoch)` for each epoch, in batches of few widths."""
+  """Records, `records(epoch)` for each epoch, in batches of few widths.
+
+  With `ref_logps` the reference's log-probabilities come with the batch.
+  """
   epochs = []
   for epoch in range(math.ceil(settings.epochs)):
     epochs.append(
-      examples.batches_by_width(pairs(epoch), settings.batch_size, settings.widths, (*seed, epoch))
+      examples.batches_by_width(
+        records(epoch), settings.batch_size, settings.widths, (*seed, epoch)
+      )
     )
   batches = [batch for epoch in epochs for batch in epoch]
   return Batches(
     steps=min(len(batches), _steps(settings, len(epochs[0]))),
-    at=lambda step: examples.collate_pairs(batches[step][1], batches[step][0]),
-    ids=lambda step: [pair.id for pair in batches[step][1]],
+    at=lambda step: examples.collate_records(batches[step][1], batches[step][0], ref_logps),
+    ids=lambda step: [record.id for record in batches[step][1]],
   )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_jax.config import from_dict, hyperparameters, split, suggest
 from rlhf_jax.data import tasks
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import evaluate, offline, online, optimizer, pair_sampling, setup
+from rlhf_jax.training import answers, evaluate, offline, online, optimizer, setup
 
 STAGES = ("sft", "reward_model", "policy", "evaluation")
 SHARED = ("seed", "model", "lora", "data", "rollout", "start")  # what every stage depends on
@@ -20,7 +20,10 @@ VALUES = {"seed": int, "stages": tuple}  # beside the sections
 
 @hyperparameters
 class Algorithm:
-  name: str = ""  # a module of rlhf_jax.algorithms that trains a policy
+  """Modules of rlhf_jax.algorithms; each has a section of its own name."""
+
+  name: str = ""  # trains the policy
+  reward_model: str = "reward_model"  # trains the reward model; its `DATA` is the form of feedback
 
 
 @hyperparameters
@@ -46,8 +49,7 @@ def declared(section: str) -> tuple[type, ...]:
   module = setup.algorithm_module(section)
   if module.DATA == "rollouts":
     return module.Config, online.Settings, optimizer.Settings
-  own = (module.Config, offline.Settings, optimizer.Settings)
-  return own if section in STAGES else (*own, pair_sampling.Settings)
+  return module.Config, offline.Settings, optimizer.Settings
 
 
 def fields(section: str) -> dict[str, tuple[Any, Any]]:
@@ -88,12 +90,33 @@ def check(config: Mapping[str, Any]) -> None:
       stage(config, section)
   name = config["algorithm"].get("name", "")
   setup.algorithm_module(name)
-  if name in STAGES:
-    policies = sorted(set(setup.algorithm_names()) - set(STAGES))
+  if name not in policy_algorithms():
     raise ValueError(
-      f"algorithm.name={name!r} does not train a policy from feedback; use {' or '.join(policies)}."
+      f"algorithm.name={name!r} does not train a policy from feedback; use "
+      f"{' or '.join(policy_algorithms())}."
+    )
+  reward_model = reward_algorithm(config)
+  if reward_model not in reward_algorithms():
+    raise ValueError(
+      f"algorithm.reward_model={reward_model!r} does not train a reward model; use "
+      f"{' or '.join(reward_algorithms())}."
     )
   _check_stages(config, name)
+
+
+def reward_algorithm(config: Mapping[str, Any]) -> str:
+  """The module that trains the reward model of `config`."""
+  return from_dict(Algorithm, config["algorithm"], where="algorithm").reward_model
+
+
+def reward_algorithms() -> list[str]:
+  """The algorithms that train a reward model."""
+  return [n for n in setup.algorithm_names() if setup.algorithm_module(n).TRAINS == "reward_model"]
+
+
+def policy_algorithms() -> list[str]:
+  """The algorithms that train a policy from feedback."""
+  return [n for n in setup.algorithm_names() if setup.algorithm_module(n).TRAINS == "policy"]
 
 
 def _check_stages(config: Mapping[str, Any], name: str) -> None:
@@ -104,7 +127,7 @@ def _check_stages(config: Mapping[str, Any], name: str) -> None:
     raise ValueError(
       "config.stages has evaluation without policy, so there is nothing to evaluate."
     )
-  human = config.get(name, {}).get("pairs") == "human"
+  human = config.get("answers", {}).get("source") == "human"
   rewarded = "reward_model" in config["stages"] or config.get("start", {}).get("reward_model")
   if "evaluation" in config["stages"] and not rewarded:
     raise ValueError(
@@ -133,6 +156,7 @@ _SECTIONS = {
   "rollout": Sampling,
   "mesh": setup.MeshShape,
   "algorithm": Algorithm,
+  "answers": answers.Settings,
   "start": Start,
   "evaluation": evaluate.Settings,
 }

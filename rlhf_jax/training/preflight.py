@@ -13,7 +13,7 @@ import jax
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import lora
-from rlhf_jax.training import checkpoint, disk, offline, online, options
+from rlhf_jax.training import answers, checkpoint, disk, offline, online, options
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Lora, Setup, algorithm_module
 
@@ -32,13 +32,14 @@ def assert_ready(setup: Setup) -> None:
   if "sft" in wanted:
     _assert_sft(setup)
   if "reward_model" in wanted:
-    _assert_pairs(setup, "reward_model")
+    reward_model = options.reward_algorithm(setup.config)
+    _assert_feedback(setup, reward_model)
     _assert_prompts(
       setup, "reward_model", "whose sampled answers fix the mean and scale of rewards"
     )
   if "policy" in wanted:
     rollouts = algorithm_module(name).DATA == "rollouts"
-    (_assert_rollouts if rollouts else _assert_preferences)(setup, name)
+    (_assert_rollouts if rollouts else _assert_offline)(setup, name)
   if "evaluation" in wanted:
     _assert_evaluation(setup)
   _assert_disk(setup)
@@ -106,12 +107,14 @@ def _assert_sft(setup: Setup) -> None:
   _assert_enough("sft.batch_size", settings.batch_size, len(rows), "packed rows of text")
 
 
-def _assert_pairs(setup: Setup, stage: str) -> None:
-  _, settings, *_ = options.stage(setup.config, stage)
-  offline.assert_divides(setup, stage, settings)
-  pairs = setup.task.pairs(0)
-  _assert_given(setup, pairs, stage, "pairs", "pairs")
-  _assert_enough(f"{stage}.batch_size", settings.batch_size, len(pairs), "pairs")
+def _assert_feedback(setup: Setup, name: str) -> None:
+  """People's feedback of the form that algorithm `name` learns from."""
+  _, settings, _ = options.stage(setup.config, name)
+  offline.assert_divides(setup, name, settings)
+  form = algorithm_module(name).DATA
+  records = setup.task.feedback(form, 0)
+  _assert_given(setup, records, name, form, "feedback")
+  _assert_enough(f"{name}.batch_size", settings.batch_size, len(records), form)
 
 
 def _assert_prompts(setup: Setup, stage: str, why: str) -> None:
@@ -126,15 +129,22 @@ def _assert_rollouts(setup: Setup, name: str) -> None:
   _assert_enough(f"{name}.prompts", settings.prompts, len(setup.task.prompts), "prompts")
 
 
-def _assert_preferences(setup: Setup, name: str) -> None:
-  _, settings, _, pairing = options.stage(setup.config, name)
-  if pairing.pairs == "human":
-    _assert_pairs(setup, name)
+def _assert_offline(setup: Setup, name: str) -> None:
+  sampled = from_dict(answers.Settings, setup.config.get("answers", {}), where="answers")
+  form = algorithm_module(name).DATA
+  if sampled.source == "human":
+    _assert_feedback(setup, name)
     return
+  if form not in answers.FORMS:
+    raise ValueError(
+      f"{name} learns from {form}, which sampled answers are not; set answers.source='human' and "
+      "data.feedback, a file of them."
+    )
+  _, settings, _ = options.stage(setup.config, name)
   offline.assert_divides(setup, name, settings)
-  _assert_prompts(setup, name, "whose sampled answers become pairs")
-  most = min(pairing.pair_prompts, len(setup.task.prompts))
-  _assert_enough(f"{name}.batch_size", settings.batch_size, most, f"prompts of {name}.pair_prompts")
+  _assert_prompts(setup, name, f"whose sampled answers become {form}")
+  most = min(sampled.prompts, len(setup.task.prompts))
+  _assert_enough(f"{name}.batch_size", settings.batch_size, most, "prompts of answers.prompts")
 
 
 def _assert_evaluation(setup: Setup) -> None:
@@ -145,8 +155,8 @@ def _assert_evaluation(setup: Setup) -> None:
 
 def _assert_given(setup: Setup, rows, stage: str, what: str, file: str) -> None:
   if not rows:
-    from_file = setup.data.source == "jsonl"
-    remedy = f"set data.{file}, a JSON Lines file" if from_file else "lower data.prompt_tokens"
+    from_file = setup.data.source == "files"
+    remedy = f"set data.{file}, a file of them" if from_file else "lower data.prompt_tokens"
     raise ValueError(f"stage {stage} needs {what}, and there are none; {remedy}.")
 
 

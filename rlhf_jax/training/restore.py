@@ -13,7 +13,7 @@ from rlhf_jax.config import suggest
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import experiment, options, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, algorithm_names, make_setup
+from rlhf_jax.training.setup import Setup, make_setup
 from rlhf_jax.types import LanguageModel, Params
 
 
@@ -81,8 +81,8 @@ def _setup(workdir: str | os.PathLike, stage: str) -> tuple[RunDir, Setup]:
   """The run and what `stage` was run with. Raises ValueError unless it is finished."""
   run = _open(workdir)
   if not run.finished(stage):
-    known = [name for name in ("sft", *_policies()) if run.finished(name)]
-    unfinished = stage in run.stages or stage in ("sft", *_policies())
+    known = [name for name in ("sft", *options.policy_algorithms()) if run.finished(name)]
+    unfinished = stage in run.stages or stage in ("sft", *options.policy_algorithms())
     remedy = f"; train it there first. Finished: {', '.join(known) or 'none'}."
     raise ValueError(
       f"{run.workdir} has no finished stage {stage!r}"
@@ -104,10 +104,6 @@ def _config(run: RunDir, stage: str | None = None) -> Mapping[str, Any]:
   if stage is not None:
     sections = run.stages[stage]["config"]
     config |= {section: value for section, value in sections.items() if value is not None}
-    if stage in _policies():
-      config["algorithm"] = {"name": stage}
+    if stage in options.policy_algorithms():
+      config["algorithm"] = {**config["algorithm"], "name": stage}
   return config
-
-
-def _policies() -> list[str]:
-  return [name for name in algorithm_names() if name not in options.STAGES]

@@ -6,11 +6,12 @@ how a run is resumed.
 
 from __future__ import annotations
 
-from rlhf_jax.algorithms import reward_model as reward_model_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
-from rlhf_jax.training import offline, online, options, pair_sampling, sampling
+from rlhf_jax.training import answers, offline, online, options, sampling
+from rlhf_jax.training.reference import reference_logps
 from rlhf_jax.training.setup import Setup, algorithm_module
 from rlhf_jax.types import Params
 
@@ -36,12 +37,13 @@ def sft(setup: Setup) -> Params:
 
 
 def reward_model(setup: Setup, weights: Params) -> Params:
-  """Trains a reward model from `weights` on pairs; returns its `Scorer` parameters.
+  """Trains a reward model from `weights` on feedback; returns its `Scorer` parameters.
 
   Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
   """
-  module = reward_model_algorithm
-  config, settings, optim = options.stage(setup.config, "reward_model")
+  name = options.reward_algorithm(setup.config)
+  module = algorithm_module(name)
+  config, settings, optim = options.stage(setup.config, name)
   base, trained, reference = setup.starting_point(weights, "reward_model")
   size = setup.model.config.hidden_size
   head = heads.init_head(setup.key("reward head"), size, std=(size + 1) ** -0.5)
@@ -57,7 +59,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
       setup, base, reference["model"], chosen, "normalization", batch_size=128
     )
     scores = sampling.score(setup, state.params, frozen, written.sequences, batch_size=128)
-    return state.replace(params=module.normalize(state.params, scores))
+    return state.replace(params=heads.normalize(state.params, scores))
 
   state = offline.run(
     setup,
@@ -68,7 +70,9 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     optim,
     params={"model": trained, "reward_head": head},
     frozen=frozen,
-    batches=offline.paired(setup.task.pairs, settings, setup.order("reward_model")),
+    batches=offline.padded(
+      lambda epoch: setup.task.feedback(module.DATA, epoch), settings, setup.order("reward_model")
+    ),
     finish=normalize,
   )
   return state.params
@@ -95,9 +99,9 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     )
     return params, frozen
 
-  config, settings, optim, pairing = options.stage(setup.config, name)
-  path = setup.workdir / f"{name}_pairs.jsonl"
-  pairs = pair_sampling.load_or_sample(path, pairing, setup, frozen, reward_params)
+  config, settings, optim = options.stage(setup.config, name)
+  records = feedback(setup, module.DATA, frozen, reward_params)
+  wanted = [answer for record in records for answer in record.answers]
   state = offline.run(
     setup,
     name,
@@ -107,6 +111,23 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     optim,
     params={"model": trained},
     frozen=frozen,
-    batches=offline.paired(lambda epoch: pairs, settings, setup.order(name)),
+    batches=offline.padded(
+      lambda epoch: records,
+      settings,
+      setup.order(name),
+      reference_logps(setup, frozen, wanted),
+    ),
   )
   return state.params, frozen
+
+
+def feedback(
+  setup: Setup, form: str, frozen: Params, reward_params: Params | None
+) -> list[examples.Record]:
+  """What a policy learns from without writing anew: people's feedback, or its reference's scored answers."""
+  settings = from_dict(answers.Settings, setup.config.get("answers", {}), where="answers")
+  if settings.source == "human":
+    records = setup.task.feedback(form, 0)
+  else:
+    records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen, reward_params))
+  return examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records

@@ -72,7 +72,10 @@ def demonstrations(layout: Layout) -> types.Sequences:
 
 def preferences(layout: Layout) -> types.PreferenceBatch:
   return types.PreferenceBatch(
-    chosen=sequences(RESPONSES, layout, seed=1), rejected=sequences(OTHER_RESPONSES, layout, seed=2)
+    chosen=sequences(RESPONSES, layout, seed=1),
+    rejected=sequences(OTHER_RESPONSES, layout, seed=2),
+    preference=jnp.asarray([1.0, 0.8, 1.0, 0.5]),
+    margin=jnp.asarray([0.0, 0.5, -0.25, 1.0]),
   )
 
 

@@ -65,7 +65,12 @@ def random_pairs(step: int) -> PreferenceBatch:
   )
   first = (share(one) >= share(other))[:, None]
   pick = lambda a, b, flip: jax.tree.map(lambda x, y: jnp.where(first ^ flip, x, y), a, b)
-  return PreferenceBatch(chosen=pick(one, other, False), rejected=pick(one, other, True))
+  return PreferenceBatch(
+    chosen=pick(one, other, False),
+    rejected=pick(one, other, True),
+    preference=jnp.ones(B),
+    margin=jnp.zeros(B),
+  )
 
 
 def by_sft():

@@ -1,0 +1,55 @@
+"""What a run learns from and is judged on, tokenized: one `Task` for every stage, whatever the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.config import hyperparameters, option
+from rlhf_jax.data.examples import Example, Record
+
+FILES = ("sft", "feedback", "held_out", "prompts", "test")  # fields of `Settings` that name a file
+
+
+@hyperparameters
+class Settings:
+  """Which data, and how long."""
+
+  source: str = option("reviews", choices=("reviews", "files"))
+  # Of a text to train on; longer ones are cut (reviews) or skipped (files).
+  max_tokens: int = option(128, at_least=2)
+  # Of a held-out review that the reward model is measured on; longer ones are cut.
+  held_out_tokens: int = option(256, at_least=2)
+  # Reviews: the opening that a prompt takes. Files: the longest prompt.
+  prompt_tokens: int = option(8, at_least=1)
+  test_prompts: int = option(400, at_least=1)
+  reviews: int = option(2500, at_least=10)  # for SFT and the reward model, the rest is the judge's
+  sft: str = ""
+  feedback: str = ""
+  held_out: str = ""  # feedback that the reward model is measured on
+  prompts: str = ""
+  test: str = ""
+
+
+class LabelledTexts(NamedTuple):
+  """Texts with a human label, 1 the better."""
+
+  examples: list[Example]
+  texts: list[str]
+  labels: np.ndarray
+
+
+class Task(NamedTuple):
+  sft: list[Example]
+  # (form, epoch) -> records of that form, [] where the data hold none; a form of `examples.FORMS`
+  feedback: Callable[[str, int], list[Record]]
+  held_out_feedback: Callable[[str], list[Record]]  # form -> records to measure a reward model on
+  attributes: tuple[str, ...]  # what the scales of ratings are called
+  prompts: list[Example]
+  test_prompts: list[Example]
+  held_out: LabelledTexts | None  # to measure the reward model on
+  train: LabelledTexts | None  # what the reward model's baseline may learn from
+  judge: LabelledTexts | None  # for the judge alone
+  notes: tuple[str, ...]  # sizes, skipped rows
