@@ -249,7 +249,7 @@ def more_bad_rows_than_are_listed(run):
   return run.notes("sft", *ROWS["sft"], *(["bad"] * 7))
 
 
-@refused("stage sft needs texts", "set data.sft, a JSON Lines file")
+@refused("stage sft needs texts", "set data.sft, a file of them")
 def sft_without_texts(run):
   run.train(data__sft="")
 
