@@ -1,6 +1,6 @@
 """Golden numbers from OpenRLHF: PPO, value, SFT, DPO and reward losses, KL estimators, GAE, the KL controller.
 
-  pip install torch==2.13.0 "transformers>=4.56,<5" peft numpy && pip install --no-deps openrlhf==0.11.2
+  pip install torch==2.13.0 "transformers>=4.56,<5" peft aiohttp numpy && pip install --no-deps openrlhf==0.11.2
   python tests/parity/openrlhf_golden.py
 
 DeepSpeed, Ray and others are replaced by empty modules: the package imports them, the recorded
@@ -8,6 +8,8 @@ functions do not use them.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import record
@@ -104,19 +106,80 @@ def record_dpo():
     )
 
 
-def record_reward_loss():
-  inputs = record.scores()
-  x = tensors(inputs, "chosen", "rejected")
-  loss = losses.PairWiseLoss()(x["chosen"], x["rejected"])
+def record_nll():
+  """DPO with the chosen response's NLL, from token log-probabilities to the loss that the trainer adds up."""
+  from openrlhf.trainer.dpo_trainer import DPOTrainer
+
+  settings = dict(loss_type="sigmoid", beta=0.1, nll_coef=0.25)
+  inputs = record.token_preferences()
+  x = tensors(inputs, "logps_w", "logps_l")
+  # A prompt of one token before every response.
+  attention = {side: torch.nn.functional.pad(x[f"mask_{side}"], (1, 0), value=1) for side in "wl"}
+  trainer = SimpleNamespace(
+    strategy=SimpleNamespace(ring_attn_group=None), tokenizer=SimpleNamespace(pad_token_id=0)
+  )
+  trainer.concatenated_inputs = DPOTrainer.concatenated_inputs.__get__(trainer)
+  trainer._get_batch_logps = DPOTrainer._get_batch_logps.__get__(trainer)
+
+  def forward(logps_w, logps_l):
+    model = lambda tokens, **options: (torch.cat([logps_w, logps_l]), {})
+    w, l, _, nll = DPOTrainer.concatenated_forward(
+      trainer,
+      model,
+      *(attention["w"], attention["w"], attention["l"], attention["l"]),
+      [1] * len(logps_w),
+    )
+    return w, l, nll
+
+  w, l, nll = forward(x["logps_w"], x["logps_l"])
+  ref_w, ref_l, _ = forward(x["ref_logps_w"], x["ref_logps_l"])
+  preference_loss, *_ = losses.DPOLoss(settings["beta"])(w, l, ref_w, ref_l)
+  loss = preference_loss + nll * settings["nll_coef"]
   gradients = grads(loss, x)
   GOLDEN.case(
-    "bradley_terry",
-    "pairwise",
-    "openrlhf.models.loss.PairWiseLoss",
+    "dpo_tokens",
+    "NLL of the chosen response",
+    "openrlhf.trainer.dpo_trainer.DPOTrainer.concatenated_forward, openrlhf.models.loss.DPOLoss",
     inputs,
     dict(mean_loss=loss.detach()),
+    settings=settings,
     gradients=gradients,
+    note=(
+      "the NLL is the mean over a response's tokens, then over responses, as arXiv:2404.19733; TRL's is the mean over "
+      "the batch's chosen tokens"
+    ),
   )
+
+
+def record_reward_loss():
+  margin = dict(margin=record.grid([0.0, 0.5, 1.0, 2.0, 0.25, 3.0]))
+  log_exp_note = (
+    "log(1 + exp(r_l − r_w)), as it stands in arXiv:2204.05862: equal to −log σ(r_w − r_l)"
+  )
+  for kind, name, module, inputs, settings, note in (
+    ("bradley_terry", "pairwise", losses.PairWiseLoss, record.scores(), {}, None),
+    (
+      *("bradley_terry", "margin", losses.PairWiseLoss),
+      *(record.scores() | margin, dict(margin=True), None),
+    ),
+    (
+      *("log_exp", "pairwise", losses.LogExpLoss, record.scores(), {}),
+      f"{log_exp_note}; the function ignores a margin and overflows where float32's exp does",
+    ),
+  ):
+    x = tensors(inputs, "chosen", "rejected")
+    loss = module()(*x.values())
+    gradients = grads(loss, x)
+    GOLDEN.case(
+      kind,
+      name,
+      f"openrlhf.models.loss.{module.__name__}",
+      inputs,
+      dict(mean_loss=loss.detach()),
+      settings=settings,
+      gradients=gradients,
+      **(dict(note=note) if note else {}),
+    )
 
 
 def record_sft():
@@ -244,6 +307,7 @@ if __name__ == "__main__":
   record_policy_loss()
   record_value_loss()
   record_dpo()
+  record_nll()
   record_reward_loss()
   record_sft()
   record_logps()

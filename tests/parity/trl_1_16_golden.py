@@ -115,7 +115,7 @@ def dpo_mean_loss(
   self.args.discopop_tau = discopop_tau
   if nll_coef:
     self.loss_types, self.loss_weights = [*self.loss_types, "sft"], [1.0, nll_coef]
-  log_sum_sq = both("log_sum_sq") if "log_sum_sq_w" in x else None
+  log_sum_sq = both("collision") if "collision_w" in x else None
   policy = model(both("logps") * mask, log_sum_sq)
   return DPOTrainer._compute_loss(self, policy, batch(mask), return_outputs=False)
 
@@ -179,7 +179,7 @@ def record_dpo():
         dict(loss_type=loss_type, beta=0.5, label_smoothing=0.0, divergence=divergence),
         note=f"{formula}; {f_dpo}",
       )
-  for alpha in (0.5, 0.75, 0.0):
+  for alpha in (0.5, 0.25, 0.75):
     record_dpo_case(
       "dpo",
       f"sigmoid, alpha divergence {alpha}",
@@ -234,29 +234,33 @@ def record_dpo_tokens():
     ),
   )
   rng = np.random.default_rng(18)
-  aligned = dict(inputs)
+  aligned, peaked = dict(inputs), dict(inputs)
   for side in ("w", "l"):
     # Σ_v p(v)² is at least the square of the token's own probability, and at most 1.
     at_least = 2 * inputs[f"logps_{side}"]
-    aligned[f"log_sum_sq_{side}"] = record.grid(
-      np.maximum(at_least, -rng.gamma(2.0, 0.3, at_least.shape))
-    )
-  case(
-    "WPO",
-    aligned,
-    wpo=True,
-    note=(
-      "log_sum_sq is log Σ_v p(v)² at each token, subtracted from its log-probability in the weight; 0.28.0 clamps the "
-      "product of the two weights at 1 and 1.16.0 does not; here none is above"
-    ),
+    drawn = -rng.gamma(2.0, 0.3, at_least.shape)
+    aligned[f"collision_{side}"] = record.grid(np.maximum(at_least, drawn))
+    peaked[f"collision_{side}"] = np.maximum(at_least, record.grid(8 * drawn))
+  collision = (
+    "collision is log Σ_v p(v)² at each token, subtracted from its log-probability in the weight"
   )
+  case("WPO", aligned, wpo=True, note=f"{collision}; no pair's weight is above 1")
+  case(
+    "WPO, weights above 1",
+    peaked,
+    wpo=True,
+    note=f"{collision}; 1.16.0 leaves a pair's weight above 1, where 0.28.0 clamps it at 1",
+  )
+  alike = dict(inputs, mask_w=(np.arange(record.T) < 5) * np.ones((record.B, 1)))
   case(
     "NLL of the chosen response",
+    alike,
     nll_coef=0.25,
     separable=False,
     note=(
-      "TRL's loss_type ['sigmoid', 'sft'] with loss_weights [1, nll_coef]: the NLL is the mean over the batch's chosen "
-      "tokens; arXiv:2404.19733 divides each response's by its own length"
+      "TRL's loss_type ['sigmoid', 'sft'] with loss_weights [1, nll_coef]: its NLL is the mean over the batch's chosen "
+      "tokens, where arXiv:2404.19733 and OpenRLHF take the mean over each response first; the chosen responses here "
+      "are equally long, so that these agree"
     ),
   )
 

@@ -157,7 +157,7 @@ def record_dpo():
     settings = dict(loss_type=loss_type, beta=0.5, divergence="jensen_shannon", **plain)
     note = f"f'(u) = log(2u / (1 + u)), u = π / π_ref; {f_dpo}"
     variants[f"{loss_type}, Jensen–Shannon"] = (near, settings, note)
-  for alpha in (1.0, 0.5, 0.25):
+  for alpha in (0.5, 0.25, 0.75):
     settings = dict(loss_type="sigmoid", beta=0.5, divergence="alpha", divergence_alpha=alpha)
     note = (
       f"f'(u) = (1 − u^−α) / α, u = π / π_ref; {f_dpo}; 1.16.0 has (t^(α' − 1) − 1) / (α' − 1), "

@@ -1,4 +1,4 @@
-"""Golden numbers from Tunix: PPO and value losses, GAE, KL estimators, DPO, masked statistics.
+"""Golden numbers from Tunix: PPO and value losses, GAE, KL estimators, DPO, ORPO, masked statistics.
 
   pip install jax==0.10.2 flax==0.12.8 optax orbax-checkpoint jaxtyping omegaconf && pip install --no-deps google-tunix==0.1.7
   python tests/parity/tunix_golden.py
@@ -184,6 +184,35 @@ def record_dpo():
       )
 
 
+def record_orpo():
+  inputs = record.likelihoods()
+  example = mock.MagicMock(completion_mask=jnp.ones((2 * len(inputs["logps_w"]), 1)))
+  for lambda_ in (0.1, 1.0):
+
+    def loss_fn(logps, lambda_=lambda_):
+      with mock.patch.object(dpo_trainer, "compute_logps", return_value=logps):
+        loss, aux = dpo_trainer.dpo_loss_fn(
+          None, example, algorithm="orpo", lambda_orpo=lambda_, label_smoothing=0.0
+        )
+      return loss - aux["sft_loss"]
+
+    pair = (jnp.asarray(inputs["logps_w"]), jnp.asarray(inputs["logps_l"]))
+    loss, (gradient_w, gradient_l) = jax.value_and_grad(loss_fn)(pair)
+    GOLDEN.case(
+      "orpo",
+      f"beta {lambda_}",
+      "tunix.sft.dpo.dpo_trainer.dpo_loss_fn",
+      inputs,
+      dict(mean_loss=loss),
+      settings=dict(beta=lambda_),
+      gradients=dict(logps_w=gradient_w, logps_l=gradient_l),
+      note=(
+        "the odds-ratio term alone, −λ log σ(log odds_w − log odds_l), odds = p / (1 − p): its NLL is subtracted "
+        "again; given averaged log-probabilities here, where Tunix's trainer passes the sums over the response"
+      ),
+    )
+
+
 def record_statistics():
   own = np.array([[1.0, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
   own_mask = np.array([[1.0, 1, 0, 0, 1], [1, 1, 1, 1, 1]])
@@ -226,6 +255,7 @@ if __name__ == "__main__":
   record_value_loss()
   record_kl()
   record_dpo()
+  record_orpo()
   record_statistics()
   record_logps()
   GOLDEN.write()
