@@ -332,7 +332,8 @@ def record_cpo():
       "SimPO, label smoothing",
       averaged,
       dict(loss_type="simpo", beta=2.5, simpo_gamma=0.5, label_smoothing=0.1),
-      simpo_note,
+      simpo_note
+      + "; smoothing mixes in −log σ(−(β (log π_w − log π_l) − γ)): the answers turned round, not the margin",
     ),
     (
       "AlphaPO, 0.25",
