@@ -152,21 +152,23 @@ def record_nll():
 
 
 def record_reward_loss():
-  margin = dict(margin=record.grid([0.0, 0.5, 1.0, 2.0, 0.25, 3.0]))
-  log_exp_note = (
-    "log(1 + exp(r_l − r_w)), as it stands in arXiv:2204.05862: equal to −log σ(r_w − r_l)"
+  margin = record.grid([0.0, 0.5, 1.0, 2.0, 0.25, 3.0])
+  variants = {
+    ("bradley_terry", "pairwise"): (losses.PairWiseLoss, record.scores(), {}),
+    ("bradley_terry", "margin"): (
+      losses.PairWiseLoss,
+      dict(record.scores(), margin=margin),
+      dict(margin=True),
+    ),
+    ("log_exp", "pairwise"): (losses.LogExpLoss, record.scores(), {}),
+  }
+  notes = dict(
+    log_exp=(
+      "log(1 + exp(r_l − r_w)), as it stands in arXiv:2204.05862: equal to −log σ(r_w − r_l); the function ignores a "
+      "margin and overflows where exp does"
+    )
   )
-  for kind, name, module, inputs, settings, note in (
-    ("bradley_terry", "pairwise", losses.PairWiseLoss, record.scores(), {}, None),
-    (
-      *("bradley_terry", "margin", losses.PairWiseLoss),
-      *(record.scores() | margin, dict(margin=True), None),
-    ),
-    (
-      *("log_exp", "pairwise", losses.LogExpLoss, record.scores(), {}),
-      f"{log_exp_note}; the function ignores a margin and overflows where float32's exp does",
-    ),
-  ):
+  for (kind, name), (module, inputs, settings) in variants.items():
     x = tensors(inputs, "chosen", "rejected")
     loss = module()(*x.values())
     gradients = grads(loss, x)
@@ -178,7 +180,7 @@ def record_reward_loss():
       dict(mean_loss=loss.detach()),
       settings=settings,
       gradients=gradients,
-      **(dict(note=note) if note else {}),
+      **(dict(note=notes[kind]) if kind in notes else {}),
     )
 
 

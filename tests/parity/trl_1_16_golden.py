@@ -148,17 +148,25 @@ def record_dpo_case(kind, name, inputs, settings, *, separable=True, dtype=torch
 
 
 def record_dpo():
-  for loss_type, label_smoothing in (
-    *(("sigmoid", 0.0), ("robust", 0.2), ("exo_pair", 1e-3), ("hinge", 0.0), ("nca_pair", 0.0)),
-    *(("sppo_hard", 0.0), ("aot", 0.2), ("aot_unpaired", 0.2), ("apo_zero", 0.0)),
-    *(("apo_down", 0.0), ("discopop", 0.0)),
+  smoothing = dict(robust=0.2, exo_pair=1e-3, aot=0.2, aot_unpaired=0.2)
+  for loss_type in (
+    "sigmoid",
+    "robust",
+    "exo_pair",
+    "hinge",
+    "nca_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
   ):
-    settings = dict(loss_type=loss_type, beta=0.1, label_smoothing=label_smoothing)
+    settings = dict(loss_type=loss_type, beta=0.1, label_smoothing=smoothing.get(loss_type, 0.0))
     if loss_type == "discopop":
       settings["discopop_tau"] = 0.05
-    record_dpo_case(
-      *("dpo", loss_type, record.pairs(), settings), separable=not loss_type.startswith("aot")
-    )
+    separable = not loss_type.startswith("aot")
+    record_dpo_case("dpo", loss_type, record.pairs(), settings, separable=separable)
   record_dpo_case(
     "dpo",
     "bco_pair without a running mean",
@@ -204,11 +212,11 @@ def record_dpo():
 def record_dpo_tokens():
   plain = dict(loss_type="sigmoid", beta=0.1)
   inputs = record.token_preferences()
-  case = lambda name, x=inputs, separable=True, note=None, **settings: record_dpo_case(
-    *("dpo_tokens", name, x, {**plain, **settings}),
-    separable=separable,
-    **(dict(note=note) if note else {}),
-  )
+
+  def case(name, inputs=inputs, note=None, separable=True, **settings):
+    extra = dict(note=note) if note else {}
+    record_dpo_case("dpo_tokens", name, inputs, plain | settings, separable=separable, **extra)
+
   case("summed")
   case("averaged over each response", average_logps=True, beta=2.0, note="TRL's sigmoid_norm")
   case(
