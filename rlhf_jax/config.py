@@ -43,7 +43,8 @@ def hyperparameters(cls):
 def from_dict(cls, values: Mapping[str, Any], *, where: str = "config"):
   """Builds `cls` from `values`, coercing each to its declared type and checking its range.
 
-  Raises ValueError that names `where.field`, the value, and what would be accepted.
+  A class that has `assert_sound(where)` also checks its fields against each other there. Raises
+  ValueError that names `where.field`, the value, and what would be accepted.
   """
   known = {f.name: f for f in dataclasses.fields(cls)}
   hints = typing.get_type_hints(cls)
@@ -54,7 +55,10 @@ def from_dict(cls, values: Mapping[str, Any], *, where: str = "config"):
     n: _check(_coerce(v, hints[n], f"{where}.{n}"), known[n], f"{where}.{n}")
     for n, v in values.items()
   }
-  return cls(**checked)
+  made = cls(**checked)
+  if hasattr(cls, "assert_sound"):
+    made.assert_sound(where)
+  return made
 
 
 def split(section: Mapping[str, Any], *classes, where: str = "config") -> tuple:

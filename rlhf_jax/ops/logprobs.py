@@ -24,8 +24,8 @@ def token_stats(
   temperature: Array | float = 1.0,
   *,
   chunk: int = CHUNK,
-) -> tuple[Array, Array]:
-  """log π(tokens[:, t]) and the entropy of the distribution it was drawn from, both float32[B, T].
+) -> tuple[Array, Array, Array]:
+  """log π(tokens[:, t]), and of the distribution it was drawn from the entropy and log Σ_v p(v)², float32[B, T] each.
 
   `hidden` is float[B, T, D] and `unembed` maps [..., D] to float32[..., V]. Logits are divided by
   `temperature` before the softmax, so that the sampler and the learner speak of one distribution.
@@ -35,11 +35,12 @@ def token_stats(
     logits = unembed(hidden).astype(jnp.float32) / temperature
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    mean_logit = jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
-    return chosen - normalizer, normalizer - mean_logit
+    p = jnp.exp(logits - normalizer[..., None])
+    collision = jax.lax.stop_gradient(jnp.log(jnp.sum(p * p, axis=-1)))
+    return chosen - normalizer, normalizer - jnp.sum(p * logits, axis=-1), collision
 
-  logps, entropy = _over_chunks(stats, chunk, hidden[:, :-1], tokens[:, 1:])
-  return _align(logps, segments), _align(entropy, segments)
+  per_prediction = _over_chunks(stats, chunk, hidden[:, :-1], tokens[:, 1:])
+  return tuple(_align(x, segments) for x in per_prediction)
 
 
 def compare_stats(

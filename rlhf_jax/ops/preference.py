@@ -1,8 +1,13 @@
-"""Losses on comparisons, per pair and unreduced."""
+"""Comparisons: losses per pair and unreduced, and what is logged of pairs whatever the loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
+
+from rlhf_jax.ops import kl, stats
 
 Array = jax.Array
 
@@ -12,6 +17,74 @@ def bradley_terry_loss(chosen: Array, rejected: Array, *, label_smoothing=0.0) -
 
   With `label_smoothing` ε: (1 − ε) times that and ε times the loss of the pair turned round.
   """
-  margin = chosen - rejected
-  log_sigmoid = jax.nn.log_sigmoid
-  return -(1.0 - label_smoothing) * log_sigmoid(margin) - label_smoothing * log_sigmoid(-margin)
+  return smoothed_log_sigmoid_loss(chosen - rejected, label_smoothing)
+
+
+def split(both):
+  """A tree of float[2B, ...] as its two halves: what was computed of chosen and of rejected answers."""
+  half = jax.tree.leaves(both)[0].shape[0] // 2
+  return jax.tree.map(lambda x: x[:half], both), jax.tree.map(lambda x: x[half:], both)
+
+
+def both_ways(loss: Callable[[Array, Array], Array], w: Array, l: Array, preference) -> Array:
+  """p loss(w, l) + (1 − p) loss(l, w), float32[B]: the loss of a pair whose first answer is the better with probability p."""
+  return preference * loss(w, l) + (1.0 - preference) * loss(l, w)
+
+
+def smoothed_log_sigmoid_loss(margin: Array, label_smoothing) -> Array:
+  """−(1 − ε) log σ(margin) − ε log σ(−margin), float32[B]."""
+  eps, log_sigmoid = label_smoothing, jax.nn.log_sigmoid
+  return -(1.0 - eps) * log_sigmoid(margin) - eps * log_sigmoid(-margin)
+
+
+def average_logps(logps: Array, mask: Array) -> Array:
+  """Log-probability a response token, float32[B]; 0 for an empty response."""
+  return stats.row_sum(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
+
+
+def pair_metrics(reward_w: Array, reward_l: Array, logps_w: Array, logps_l: Array, pairs) -> dict:
+  """What every algorithm on a `PreferenceBatch` logs; `Mean`s over pairs.
+
+  Implicit rewards float32[B], token log-probabilities float32[B, T]. `policy/kl_reference` is the k3
+  estimate of KL(π_ref ‖ π) on the data's own answers, in nats an answer: exact on average where the reference
+  wrote them. A falling `logps/chosen` is discussed in docs/preferences.md.
+  """
+  mask_w, mask_l = pairs.chosen.response_mask, pairs.rejected.response_mask
+  metrics = {
+    "rewards/chosen": stats.batch_mean(reward_w),
+    "rewards/rejected": stats.batch_mean(reward_l),
+    "rewards/margin": stats.batch_mean(reward_w - reward_l),
+    "rewards/accuracy": stats.batch_mean((reward_w > reward_l).astype(jnp.float32)),
+    "logps/chosen": stats.batch_mean(stats.row_sum(logps_w, mask_w)),
+    "logps/rejected": stats.batch_mean(stats.row_sum(logps_l, mask_l)),
+  }
+  if pairs.ref_chosen_logps is not None:
+    from_reference = [
+      stats.row_sum(kl.kl_k3(ref, now), mask)
+      for ref, now, mask in (
+        (pairs.ref_chosen_logps, logps_w, mask_w),
+        (pairs.ref_rejected_logps, logps_l, mask_l),
+      )
+    ]
+    metrics["policy/kl_reference"] = stats.batch_mean(jnp.concatenate(from_reference))
+  return metrics
+
+
+def mark_metrics(rewards: Array, logps: Array, marked) -> dict:
+  """What every algorithm on marks logs: `pair_metrics` for right ("chosen") and wrong ("rejected") answers.
+
+  Implicit rewards float32[B], token log-probabilities float32[B, T], `marked` a `LabelledBatch` of marks with
+  `ref_logps`. Accuracy is the share of right answers with a reward above 0 and wrong ones below; the margin is the
+  mean reward, wrong answers' counted negative.
+  """
+  mask, right = marked.answers.response_mask, marked.labels[:, 0]
+  summed = stats.row_sum(logps, mask)
+  return {
+    "rewards/chosen": stats.masked_sum(rewards, right),
+    "rewards/rejected": stats.masked_sum(rewards, 1.0 - right),
+    "rewards/margin": stats.batch_mean((2.0 * right - 1.0) * rewards),
+    "rewards/accuracy": stats.batch_mean(jnp.where(right > 0.5, rewards > 0, rewards < 0) * 1.0),
+    "logps/chosen": stats.masked_sum(summed, right),
+    "logps/rejected": stats.masked_sum(summed, 1.0 - right),
+    "policy/kl_reference": stats.batch_mean(stats.row_sum(kl.kl_k3(marked.ref_logps, logps), mask)),
+  }

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import dpo, ppo, sft
+from rlhf_jax.algorithms import alphapo, bco, cpo, dpo, kto, orpo, ppo, sft, simpo
 from rlhf_jax.ops import kl, logprobs, preference, returns, sampling, stats
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-6
-LIBRARIES = ("rlax", "tunix", "openrlhf", "trl", "transformers")
+LIBRARIES = ("rlax", "tunix", "openrlhf", "trl", "trl_1_16", "transformers")
 
 
 def sequences(mask):
@@ -31,7 +31,9 @@ def sequences(mask):
 
 # A policy whose parameters are the token statistics themselves.
 def evaluate(params, frozen, batch, temperature):
-  return types.TokenStats(params["logps"], jnp.zeros_like(params["logps"]), params.get("values"))
+  return types.TokenStats(
+    params["logps"], jnp.zeros_like(params["logps"]), params.get("values"), params.get("collision")
+  )
 
 
 def compare(params, other, frozen, batch, temperature):
@@ -104,22 +106,92 @@ def shaped_reward(x, *, kl_coef, reward_clip):
   return {"rewards": batch.advantages}
 
 
-def dpo_pairs(x, **settings):
+def with_gradient(loss, **args):
+  """The mean of `loss(**args)`, float32[B], the losses themselves, and the gradient of the mean."""
+
+  def mean(args):
+    losses = loss(**args)
+    return jnp.mean(losses), losses
+
+  (value, losses), gradient = jax.value_and_grad(mean, has_aux=True)(args)
+  return {"mean_loss": value, "losses": losses, "gradient": gradient}
+
+
+def dpo_pairs(x, delta=0.0, **settings):
   config = dpo.Config(**settings)
 
   def loss(logps_w, logps_l):
-    losses = dpo.dpo_loss(logps_w, logps_l, x["ref_logps_w"], x["ref_logps_l"], config)
-    return jnp.mean(losses), losses
+    return dpo.dpo_loss(logps_w, logps_l, x["ref_logps_w"], x["ref_logps_l"], config, delta=delta)
 
-  args = (x["logps_w"], x["logps_l"])
-  (mean, losses), gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*args)
   return {
-    "mean_loss": mean,
-    "losses": losses,
+    **with_gradient(loss, logps_w=x["logps_w"], logps_l=x["logps_l"]),
     "rewards_w": config.beta * (x["logps_w"] - x["ref_logps_w"]),
     "rewards_l": config.beta * (x["logps_l"] - x["ref_logps_l"]),
-    "gradient": dict(zip(("logps_w", "logps_l"), gradient, strict=True)),
   }
+
+
+def dpo_tokens(x, **settings):
+  """The whole algorithm on token log-probabilities, from annotate() to the loss."""
+  config = dpo.Config(**settings)
+  pairs = types.PreferenceBatch(
+    sequences(x["mask_w"]),
+    sequences(x["mask_l"]),
+    preference=jnp.ones(len(x["mask_w"])),
+    margin=jnp.zeros(len(x["mask_w"])),
+    ref_chosen_logps=x["ref_logps_w"],
+    ref_rejected_logps=x["ref_logps_l"],
+  )
+  algorithm = dpo.make(TABLE_POLICY)
+  collision = [x.get(f"collision_{side}", jnp.zeros_like(x["mask_w"])) for side in "wl"]
+
+  def loss(logps, pairs, only=None):
+    rows = slice(None) if only is None else slice(only, only + 1)
+    params = {
+      "logps": jnp.concatenate([logps["logps_w"], logps["logps_l"]]),
+      "collision": jnp.concatenate([side[rows] for side in collision]),
+    }
+    batch, _ = algorithm.annotate(params, {}, pairs, config, {})
+    terms, _ = algorithm.loss(params, {}, batch, config, {})
+    return sum(term.value for term in terms.values())
+
+  logps = {side: x[side] for side in ("logps_w", "logps_l")}
+  mean, gradient = jax.value_and_grad(loss)(logps, pairs)
+  row = lambda tree, i: jax.tree.map(lambda a: a[i : i + 1], tree)
+  alone = [loss(row(logps, i), row(pairs, i), i) for i in range(len(x["mask_w"]))]
+  return {"mean_loss": mean, "losses": jnp.stack(alone), "gradient": gradient}
+
+
+def kto_rows(x, **settings):
+  config = kto.Config(**settings)
+  kl_now = jnp.zeros(())
+  if config.loss_type == "kto":
+    kl_now = kto.baseline(x["kl_logps"], x["kl_ref_logps"])
+  loss = lambda logps: kto.kto_loss(logps, x["ref_logps"], x["labels"], kl_now, config)
+  return {**with_gradient(loss, logps=x["logps"]), "kl": kl_now}
+
+
+def bco_rows(x, *, beta, delta):
+  config = bco.Config(beta=beta)
+  loss = lambda logps: bco.bco_loss(logps, x["ref_logps"], x["labels"], delta, config)
+  return with_gradient(loss, logps=x["logps"])
+
+
+def cpo_pairs(x, *, loss_type, simpo_gamma=0.0, alpha=0.0, **settings):
+  if loss_type == "simpo":
+    config = simpo.Config(gamma=simpo_gamma, **settings)
+    loss = lambda logps_w, logps_l: simpo.simpo_loss(logps_w, logps_l, config)
+  elif loss_type == "alphapo":
+    config = alphapo.Config(gamma=simpo_gamma, alpha=alpha, **settings)
+    loss = lambda logps_w, logps_l: alphapo.alphapo_loss(logps_w, logps_l, config)
+  else:
+    config = cpo.Config(loss_type=loss_type, **settings)
+    loss = lambda logps_w, logps_l: cpo.cpo_loss(logps_w, logps_l, config)
+  return with_gradient(loss, logps_w=x["logps_w"], logps_l=x["logps_l"])
+
+
+def orpo_pairs(x, *, beta):
+  loss = lambda logps_w, logps_l: beta * orpo.odds_ratio_loss(logps_w, logps_l)
+  return with_gradient(loss, logps_w=x["logps_w"], logps_l=x["logps_l"])
 
 
 def bradley_terry(x):
@@ -157,7 +229,9 @@ def token_logps(x, *, temperature):
   def stats_of(logits):
     unembed = lambda hidden: hidden  # the hidden states are the logits
     segments = jnp.ones_like(tokens)
-    logps, entropy = logprobs.token_stats(logits, tokens, segments, unembed, temperature, chunk=8)
+    logps, entropy, _ = logprobs.token_stats(
+      logits, tokens, segments, unembed, temperature, chunk=8
+    )
     return logps[:, 1:], entropy[:, 1:]
 
   logps, entropy = stats_of(x["logits"])
@@ -204,6 +278,11 @@ OURS = {
   "clipped_value_loss": clipped_value_loss,
   "shaped_reward": shaped_reward,
   "dpo": dpo_pairs,
+  "dpo_tokens": dpo_tokens,
+  "kto": kto_rows,
+  "bco": bco_rows,
+  "cpo": cpo_pairs,
+  "orpo": orpo_pairs,
   "bradley_terry": bradley_terry,
   "sft": sft_loss,
   "kl": kl_estimate,
