@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
 from transformers import PreTrainedTokenizerFast
 
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
+# {"role": "system" | "user" | "assistant" | "tool" | ..., "content": text} and whatever else templates read: tool_calls,
+# tool_call_id, name, reasoning_content. Where an assistant calls tools, content may be None.
+Message = Mapping[str, Any]
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -39,39 +42,78 @@ def plain_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
   return begins + tokenizer(prompt, add_special_tokens=False).input_ids
 
 
-def conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Tokenized:
-  """A whole conversation through the chat template, with a mask over every assistant turn.
+def conversation(
+  tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], first: int = 0
+) -> Tokenized:
+  """A whole conversation through the chat template, with a mask over every assistant turn from `messages[first]` on.
 
   A template with generation markers says itself which tokens these are. Otherwise a turn is what rendering up to it
   adds to the prompt before it, up to the last special token; a line break after that one is the template's, not the
   assistant's. Raises ValueError where the messages are malformed, or where the template rewrites earlier turns.
   """
   _check(messages)
-  if not any(message["role"] == "assistant" for message in messages):
+  if not any(message["role"] == "assistant" for message in messages[first:]):
     raise ValueError(
       "The conversation has no assistant message, so there is nothing to learn from."
     )
+  text = _render(tokenizer, messages)
+  encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+  offsets = encoded.offset_mapping
   if GENERATION_MARKER.search(_template(tokenizer)):
     rendered = tokenizer.apply_chat_template(
       list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    return Tokenized(list(rendered["input_ids"]), list(rendered["assistant_masks"]))
+    begin = _length(tokenizer, messages, first, text)
+    mask = [
+      int(inside and start >= begin)
+      for inside, (start, _) in zip(rendered["assistant_masks"], offsets, strict=True)
+    ]
+    return Tokenized(encoded.input_ids, mask)
 
-  text = _render(tokenizer, messages)
-  encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
   mask = [0] * len(encoded.input_ids)
   for i, message in enumerate(messages):
-    if message["role"] == "assistant":
-      first, last = _turn(tokenizer, messages, i, text)
+    if i >= first and message["role"] == "assistant":
+      begin, last = _turn(tokenizer, messages, i, text)
       # A token that begins in the prompt is the prompt's, even where it reaches into the turn.
       inside = [
-        j
-        for j, (start, end) in enumerate(encoded.offset_mapping)
-        if first <= start < last and end > first
+        j for j, (start, end) in enumerate(offsets) if begin <= start < last and end > begin
       ]
       for j in _until_last_special(tokenizer, encoded.input_ids, inside):
         mask[j] = 1
   return Tokenized(encoded.input_ids, mask)
+
+
+def plain_offsets(
+  tokenizer: PreTrainedTokenizerFast, prompt: str, response: str
+) -> list[tuple[int, int]]:
+  """Of each token of `plain`, the characters of `response` it stands for; (0, 0) for none."""
+  head = plain_prompt(tokenizer, prompt)
+  body = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
+  end = [] if tokenizer.eos_token_id is None else [(0, 0)]
+  return [(0, 0)] * len(head) + body.offset_mapping + end
+
+
+def conversation_offsets(
+  tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
+) -> list[tuple[int, int]]:
+  """Of each token of `conversation`, the characters of the last message it stands for; (0, 0) for none.
+
+  Raises ValueError where the template does not write that message as it is.
+  """
+  text, content = _render(tokenizer, messages), messages[-1]["content"]
+  at = text.find(content, _length(tokenizer, messages, len(messages) - 1, text))
+  if at < 0:
+    raise ValueError(
+      "The chat template changes the answer's text, so its characters can not be told; take blanks "
+      "off its ends."
+    )
+  encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+  return [
+    (max(start - at, 0), min(end - at, len(content)))
+    if start < at + len(content) and end > at
+    else (0, 0)
+    for start, end in encoded.offset_mapping
+  ]
 
 
 def conversation_prompt(
@@ -88,6 +130,9 @@ def _check(messages: Sequence[Message]) -> None:
     raise ValueError("The conversation is empty; it needs at least one message.")
   for i, message in enumerate(messages):
     for field in ("role", "content"):
+      if field == "content" and isinstance(message, Mapping) and message.get("tool_calls"):
+        if message.get("content") is None:
+          continue
       if not isinstance(message, Mapping) or not isinstance(message.get(field), str):
         raise ValueError(
           f'messages[{i}] needs a text in {field}: {{"role": "user", "content": "..."}}.'
@@ -105,21 +150,37 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], **options) -> str:
   _template(tokenizer)
-  return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+  try:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+  except (jinja2.TemplateError, TypeError) as error:  # its own complaint, or content that is None
+    raise ValueError(f"The chat template refuses these messages: {error}.") from error
+
+
+def _length(tokenizer, messages: Sequence[Message], count: int, text: str) -> int:
+  """How far the first `count` messages reach in `text`, the whole conversation rendered."""
+  if count == 0:
+    return 0
+  before = _render(tokenizer, messages[:count])
+  _assert_begins(text, before, f"before messages[{count}]")
+  return len(before)
 
 
 def _turn(tokenizer, messages: Sequence[Message], i: int, text: str) -> tuple[int, int]:
   """Where in `text`, the whole conversation rendered, the assistant's turn `messages[i]` begins and ends."""
   before = _render(tokenizer, messages[:i], add_generation_prompt=True)
   after = _render(tokenizer, messages[: i + 1])
-  for prefix, what in ((before, f"before messages[{i}]"), (after, f"up to messages[{i}]")):
-    if not text.startswith(prefix):
-      raise ValueError(
-        f"The chat template rewrites earlier turns: what it renders {what} ends in {prefix[-40:]!r} and is not how the"
-        " whole conversation begins, so the assistant's tokens can not be told. Use a template with generation"
-        " markers, or give each row one assistant turn."
-      )
+  _assert_begins(text, before, f"before messages[{i}]")
+  _assert_begins(text, after, f"up to messages[{i}]")
   return len(before), len(after)
+
+
+def _assert_begins(text: str, prefix: str, what: str) -> None:
+  if not text.startswith(prefix):
+    raise ValueError(
+      f"The chat template rewrites earlier turns: what it renders {what} ends in {prefix[-40:]!r} and is not how the"
+      " whole conversation begins, so the assistant's tokens can not be told. Use a template with generation"
+      " markers, or give each row one assistant turn."
+    )
 
 
 def _until_last_special(tokenizer, tokens: list[int], inside: list[int]) -> list[int]:

@@ -47,6 +47,12 @@ class Example(NamedTuple):
   def answers(self) -> tuple[Example, ...]:
     return (self,)
 
+  @property
+  def key(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prompt and response, as something to compare by."""
+    start = _response_start(self)
+    return tuple(self.tokens[:start]), tuple(self.tokens[start:])
+
 
 class Pair(NamedTuple):
   """Two answers, the first preferred."""

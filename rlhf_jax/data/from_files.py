@@ -1,65 +1,140 @@
-"""Your own files as a task, one object a line: `sft` {"prompt", "response"}, `feedback` and `held_out` {"prompt",
-"chosen", "rejected"}, `prompts` {"prompt"}, `test` {"prompt"}.
+"""Your own files as a task: feedback of any form, demonstrations and prompts, in the layouts of `data/feedback.py`.
+
+`sft` holds texts, conversations or corrections; `prompts` and `test` a `prompt` a row, or `messages` that end with a
+user turn. A row that is longer than `max_tokens`, or a prompt than `prompt_tokens`, is skipped and counted.
 """
 
 from __future__ import annotations
 
-from rlhf_jax.data import chat, jsonl
-from rlhf_jax.data.examples import Example, Pair
+import functools
+
+from rlhf_jax.data import convert, encode, feedback, files
+from rlhf_jax.data.examples import FORMS, Example, Record
+from rlhf_jax.data.scales import Scales, by_form
 from rlhf_jax.data.task import Settings, Task
+from rlhf_jax.data.texts import Text
+
+FEEDBACK = "prompt, chosen, rejected or the columns of another form of feedback (docs/feedback.md)"
 
 
 def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> Task:
   notes: list[str] = []
-  encode = lambda prompt: chat.plain_prompt(tokenizer, prompt)
+  layout = feedback.Layout(tuple(settings.classes), settings.step_separator)
 
-  def example(row, field) -> Example:
-    tokens, mask = chat.plain(tokenizer, row["prompt"], row[field])
-    return Example(row["id"], tokens, mask)
-
-  def answer_fits(row, *fields) -> str | None:
-    longest = max(len(example(row, f).tokens) for f in fields)
-    if len(encode(row["prompt"])) >= settings.max_tokens:
-      return f"the prompt leaves no room to answer within data.max_tokens={settings.max_tokens}"
-    if longest > settings.max_tokens:
-      return f"{longest} tokens exceed data.max_tokens={settings.max_tokens}; raise it or shorten the row"
-    return None
-
-  def pair_is_usable(row) -> str | None:
-    if row["chosen"] == row["rejected"]:
-      return "'chosen' and 'rejected' are the same text, so nothing is preferred"
-    return answer_fits(row, "chosen", "rejected")
-
-  def prompt_fits(row) -> str | None:
-    size = len(encode(row["prompt"]))
-    if size > settings.prompt_tokens:
-      return (
-        f"a prompt of {size} tokens exceeds data.prompt_tokens={settings.prompt_tokens}; raise it or "
-        "shorten the row"
-      )
-    return None
-
-  def read(name, fields, check):
-    path = getattr(settings, name)
-    return jsonl.read(path, fields, check, notes) if path else []
-
-  sft = read("sft", ("prompt", "response"), lambda r: answer_fits(r, "response"))
-  pairs = read("feedback", ("prompt", "chosen", "rejected"), pair_is_usable)
-  held_out = read("held_out", ("prompt", "chosen", "rejected"), pair_is_usable)
-  prompts = read("prompts", ("prompt",), prompt_fits)
-  test = read("test", ("prompt",), prompt_fits)
-  as_prompt = lambda r: Example.prompt(r["id"], encode(r["prompt"]))
-  as_pairs = lambda rows: [Pair(example(r, "chosen"), example(r, "rejected")) for r in rows]
-  tokenized, tokenized_held_out = as_pairs(pairs), as_pairs(held_out)
+  training = _Feedback(settings, tokenizer, settings.feedback, layout, notes)
+  scales = training.scales
+  # Held-out feedback is of the same classes and on the same scales.
+  layout = layout._replace(classes=scales.classes or layout.classes)
+  held_out = _Feedback(settings, tokenizer, settings.held_out, layout, notes, scales)
   return Task(
-    sft=[example(r, "response") for r in sft],
-    feedback=lambda form, epoch: tokenized if form == "pairs" else [],
-    held_out_feedback=lambda form: tokenized_held_out if form == "pairs" else [],
-    attributes=(),
-    prompts=[as_prompt(r) for r in prompts],
-    test_prompts=[as_prompt(r) for r in test][: settings.test_prompts],
+    sft=_demonstrations(settings, tokenizer, layout, notes),
+    feedback=lambda form, epoch: training.of(form),
+    held_out_feedback=held_out.of,
+    attributes=training.attributes,
+    prompts=_prompts(settings, tokenizer, settings.prompts, notes),
+    test_prompts=_prompts(settings, tokenizer, settings.test, notes)[: settings.test_prompts],
     held_out=None,
     train=None,
     judge=None,
     notes=tuple(notes),
   )
+
+
+class _Feedback:
+  """A file of feedback: its records by form, and as what conversion makes of them."""
+
+  def __init__(self, settings, tokenizer, path, layout, notes, scales: Scales | None = None):
+    self.tokenizer, self.example = tokenizer, _fitting(settings, tokenizer)
+    parse = functools.partial(feedback.parse, layout=layout)
+    records = files.read(path, self._checked(parse), FEEDBACK, notes) if path else []
+    mine = Scales.of(records, layout.classes or ())
+    self.scales = mine if scales is None or not scales.attributes else scales
+    self.found = by_form(records, self.scales._replace(classes=mine.classes))
+    self.tokenized: dict[str, list[Record]] = {}
+    if path:
+      notes += [f"{path}: {self._describe()}"]
+
+  @property
+  def attributes(self) -> tuple[str, ...]:
+    """Of the ratings that there are, or that classes become."""
+    if self.scales.attributes or "ratings" not in self._forms():
+      return self.scales.attributes
+    return ("class",)
+
+  def of(self, form: str) -> list[Record]:
+    """Records of `form`, the file's own first."""
+    if form not in self.tokenized:
+      records = convert.reach(self.found, form).records
+      encoded = [encode.record(self.tokenizer, record, self.example) for record in records]
+      self.tokenized[form] = encoded
+    return self.tokenized[form]
+
+  def _checked(self, parse):
+    """`parse` for rows all of whose answers fit."""
+
+    def checked(row, id):
+      records = parse(row, id)
+      for record in records:
+        for answer in record.answers:
+          self.example(answer)
+      return records
+
+    return checked
+
+  def _forms(self) -> list[str]:
+    return [form for form in FORMS if convert.reach(self.found, form).records]
+
+  def _describe(self) -> str:
+    """What the file holds, on which scales, and what its records become by conversion."""
+    held = ", ".join(f"{len(records)} {form}" for form, records in self.found.items())
+    parts = [held, self.scales.describe() if "ratings" in self.found else ""]
+    if "classes" in self.found:
+      parts.append(f"classes from the worst: {', '.join(map(str, self.scales.classes))}")
+    converted = [note for form in FORMS for note in convert.reach(self.found, form).notes]
+    parts.append(f"where an algorithm asks for it: {'; '.join(converted)}" if converted else "")
+    return ". ".join(part for part in parts if part)
+
+
+def _demonstrations(settings: Settings, tokenizer, layout, notes) -> list[Example]:
+  example = _fitting(settings, tokenizer)
+
+  def parse(row, id) -> list[Example]:
+    records = feedback.parse(row, id, layout, forms=("corrections", "texts"))
+    found = by_form(records, Scales())
+    return [example(text) for text in convert.reach(found, "texts").records]
+
+  expected = "prompt, response (or completion, or correction), or messages, or text"
+  return files.read(settings.sft, parse, expected, notes) if settings.sft else []
+
+
+def _prompts(settings: Settings, tokenizer, path: str, notes) -> list[Example]:
+  def parse(row, id) -> list[Example]:
+    found = encode.prompt(tokenizer, feedback.prompt(row, id))
+    size = len(found.tokens)
+    if size > settings.prompt_tokens:
+      raise ValueError(
+        f"a prompt of {size} tokens exceeds data.prompt_tokens={settings.prompt_tokens}; raise it or "
+        "shorten the row"
+      )
+    return [found]
+
+  return files.read(path, parse, "prompt, or messages", notes) if path else []
+
+
+def _fitting(settings: Settings, tokenizer):
+  """From a text to its example, made once; raises ValueError where it is longer than the limit."""
+  known: dict[str, Example] = {}
+
+  def example(text: Text) -> Example:
+    if text.id not in known:
+      found = encode.example(tokenizer, text)
+      size, begin = len(found.tokens), found.response_mask.index(1)
+      limit = f"data.max_tokens={settings.max_tokens}"
+      if begin >= settings.max_tokens:
+        raise ValueError(f"the prompt leaves no room to answer within {limit}")
+      if size > settings.max_tokens:
+        raise ValueError(f"{size} tokens exceed {limit}; raise it or shorten the row")
+      known[text.id] = found
+    return known[text.id]
+
+  return example

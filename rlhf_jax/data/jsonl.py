@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 LISTED = 5  # bad rows shown in a note; all of them are counted
 
@@ -25,52 +26,65 @@ def read(
   if not file.is_file():
     raise FileNotFoundError(f"{path} is not a file; give the path of a JSON Lines file.")
   rows, problems = [], []
-  try:
-    # Not splitlines(): a string may hold U+2028, which it takes for the end of a line.
-    lines = file.read_text(encoding="utf-8-sig").split("\n")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8 JSON Lines.") from error
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    row, problem = _parse(line, fields)
-    row = {"id": f"{file.name}:{number}", **row}
+  for number, row, problem in lines(path):
+    problem = problem or text_problem(row, fields)
+    row = {"id": f"{file.name}:{number}", **(row if isinstance(row, dict) else {})}
     problem = problem or check(row)
     if problem:
       problems.append(f"line {number}: {problem}")
     else:
       rows.append(row)
   if problems and notes is not None:
-    notes.append(
-      f"{path}: skipped {len(problems)} of {len(rows) + len(problems)} rows; " + _listed(problems)
-    )
+    notes.append(skipped(path, problems, len(rows) + len(problems)))
   if not rows:
     raise ValueError(
       f"{path} has no usable row; each line should be an object with {', '.join(fields)}. "
-      + (_listed(problems) or "The file is empty.")
+      + (listed(problems) or "The file is empty.")
     )
   return rows
 
 
-def _parse(line: str, fields: Sequence[str]) -> tuple[dict, str | None]:
+def lines(path: str) -> Iterator[tuple[int, Any, str | None]]:
+  """(line number, what stands there, or what is wrong with it) of every line that is not blank."""
+  try:
+    # Not splitlines(): a string may hold U+2028, which it takes for the end of a line.
+    text = Path(path).read_text(encoding="utf-8-sig").split("\n")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8 JSON Lines.") from error
+  for number, line in enumerate(text, start=1):
+    if line.strip():
+      yield number, *_parse(line)
+
+
+def _parse(line: str) -> tuple[Any, str | None]:
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
-    return {}, f"not JSON ({error.msg} at column {error.colno})"
+    return None, f"not JSON ({error.msg} at column {error.colno})"
   if not isinstance(row, dict):
-    return {}, f"a {type(row).__name__} where an object was expected"
-  for field in fields:
-    if field not in row:
-      return {}, f"no field {field!r} (it has {', '.join(map(repr, row)) or 'none'})"
-    if not isinstance(row[field], str):
-      return {}, f"field {field!r} should be a string, not {type(row[field]).__name__}"
-    if not row[field].strip():
-      return {}, f"field {field!r} is empty"
-    if any("\ud800" <= character <= "\udfff" for character in row[field]):
-      return {}, f"field {field!r} holds half of a character (a lone surrogate, \\ud800 to \\udfff)"
+    return None, f"a {type(row).__name__} where an object was expected"
   return row, None
 
 
-def _listed(problems: Sequence[str]) -> str:
+def text_problem(row: dict, fields: Sequence[str]) -> str | None:
+  """What keeps `fields` of `row` from being non-empty texts, or None."""
+  for field in fields:
+    if field not in row:
+      return f"no field {field!r} (it has {', '.join(map(repr, row)) or 'none'})"
+    if not isinstance(row[field], str):
+      return f"field {field!r} should be a string, not {type(row[field]).__name__}"
+    if not row[field].strip():
+      return f"field {field!r} is empty"
+    if any("\ud800" <= character <= "\udfff" for character in row[field]):
+      return f"field {field!r} holds half of a character (a lone surrogate, \\ud800 to \\udfff)"
+  return None
+
+
+def skipped(path: str, problems: Sequence[str], rows: int) -> str:
+  """The note on the bad ones among `rows` rows."""
+  return f"{path}: skipped {len(problems)} of {rows} rows; {listed(problems)}"
+
+
+def listed(problems: Sequence[str]) -> str:
   more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
   return "; ".join(problems[:LISTED]) + more

@@ -31,6 +31,9 @@ class Settings:
   held_out: str = ""  # feedback that the reward model is measured on
   prompts: str = ""
   test: str = ""
+  # Files: the names of ordered classes, the worst first; none where they are whole numbers.
+  classes: tuple[str, ...] = ()
+  step_separator: str = "\n"  # Files: what joins the steps of an answer
 
 
 class LabelledTexts(NamedTuple):

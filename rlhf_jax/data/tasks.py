@@ -2,8 +2,10 @@
 
 `reviews`: food reviews with star labels. SFT learns their text, the stars are the feedback, prompts
 are the openings of reviews.
-`files`: your own, JSON Lines, Parquet, CSV or a saved `datasets` folder: `sft`, `feedback`, `held_out`,
-`prompts` and `test`; `data/from_files.py` says what their rows hold.
+`files`: your own, JSON Lines, JSON, CSV, Parquet or a saved `datasets` folder (`data/files.py`): `sft`, `feedback`,
+`held_out`, `prompts` and `test`. What their rows hold is told by their columns (`data/feedback.py`, docs/feedback.md):
+feedback may be pairs, rankings, ratings, classes, marks, corrections, marked spans or labelled steps, and is
+converted to what an algorithm learns from where it can be (`data/convert.py`).
 """
 
 from __future__ import annotations
