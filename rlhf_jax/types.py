@@ -54,6 +54,11 @@ class PreferenceBatch:
   ref_chosen_logps: Array | None = None  # float32[B, T], from a cache or by annotate()
   ref_rejected_logps: Array | None = None  # float32[B, T]
 
+  @property
+  def both(self) -> Sequences:
+    """All chosen, then all rejected, for one pass over both; `ops.preference.split` parts the result."""
+    return jax.tree.map(lambda w, l: jnp.concatenate([w, l]), self.chosen, self.rejected)
+
 
 @struct.dataclass
 class RankingBatch:
@@ -107,6 +112,7 @@ class TokenStats(NamedTuple):
   logps: Array  # float32[B, T], 0 at the first token of each segment
   entropy: Array  # float32[B, T], of the distribution the token was drawn from
   values: Array | None  # float32[B, T], None without a value head
+  collision: Array | None = None  # float32[B, T], log Σ_v p(v)², without gradient
 
 
 class LanguageModel(NamedTuple):
@@ -137,9 +143,35 @@ class Policy(NamedTuple):
 
 
 class Scorer(NamedTuple):
-  """A reward model: `params` is {"model": ..., "reward_head": ...} over `frozen["base"]`."""
+  """A reward model: `params` is {"model": ..., "reward_head": ...} over `frozen["base"]`.
 
-  score: Callable  # (params, frozen, sequences) -> float32[B], read at each row's last token
+  `params` may hold more: "normalization", the gain and bias that `score` is given afterwards; "link",
+  numbers of its likelihood that no score needs; "base" of its own; "members" of an ensemble.
+  """
+
+  score: Callable  # (params, frozen, sequences) -> float32[B], the reward
+  # (params, frozen, sequences) -> float32[B, A], what the head says at each row's last token
+  outputs: Callable | None = None
+  # (params, frozen, sequences) -> float32[B, T], what a head of one output says at every token
+  tokens: Callable | None = None
+
+
+class Reading(NamedTuple):
+  """How a reward is read from a reward model's head."""
+
+  weights: tuple[float, ...] | None = None  # of several outputs; None is their mean
+  # None reads each row's last token. Else the token scores z_t of the response become one: "mean", "min" and "last"
+  # of z_t, or "product", Σ log σ(z_t), the log-probability that every one of them is right.
+  aggregate: str | None = None
+  steps: bool = False  # only tokens that end a step count: the last visible one of each line
+
+
+class Beginning(NamedTuple):
+  """What a reward model starts from, where that depends on its data."""
+
+  outputs: int | None = None  # of the head; None is one number
+  bias: Any = 0.0  # of the head, float32[outputs]
+  link: Any = None  # params["link"], None where the likelihood has no numbers of its own
 
 
 class Algorithm(NamedTuple):

@@ -1,4 +1,4 @@
-"""Heads that read one number from a hidden state: reward of a text, or value before a token."""
+"""Heads that read numbers from a hidden state: the reward of a text, its ratings, the value before a token."""
 
 from __future__ import annotations
 
@@ -10,29 +10,39 @@ from rlhf_jax.types import Params
 Array = jax.Array
 
 
-def init_head(key: Array, size: int, std: float) -> Params:
-  """A linear head of `size` inputs, its weights normal with deviation `std`; 0 makes it output 0."""
-  return {"kernel": std * jax.random.normal(key, (size,)), "bias": jnp.zeros(())}
+def init_head(key: Array, size: int, std: float, outputs: int | None = None) -> Params:
+  """A linear head of `size` inputs, its weights normal with deviation `std`; 0 makes it output 0.
+
+  It says one number, or with `outputs` a vector of that many.
+  """
+  shape = (size,) if outputs is None else (size, outputs)
+  return {"kernel": std * jax.random.normal(key, shape), "bias": jnp.zeros(shape[1:])}
 
 
 def apply_head(head: Params, hidden: Array) -> Array:
-  """hidden[..., D] · kernel + bias, float32[...]."""
+  """hidden[..., D] · kernel + bias, float32[...], or float32[..., A] of a head with A outputs."""
   hidden = hidden.astype(jnp.float32)
-  return jnp.matmul(hidden, head["kernel"], precision=jax.lax.Precision.HIGHEST) + head["bias"]
+  said = jnp.matmul(hidden, head["kernel"], precision=jax.lax.Precision.HIGHEST)
+  return said + jnp.broadcast_to(head["bias"], said.shape)
 
 
-def normalize(params: dict, scores: Array) -> dict:
-  """`params` with gain and bias folded into the head, so that `scores` would have mean 0 and std 1.
+def unnormalized() -> Params:
+  """The gain and bias that change nothing."""
+  return {"gain": jnp.ones(()), "bias": jnp.zeros(())}
 
-  `scores` float32[N] are the model's own on samples of the reference policy (arXiv:1909.08593,
-  section 2.1). Raises ValueError when they are all equal or not finite.
+
+def normalize(normalization: Params, scores: Array) -> Params:
+  """Gain and bias after which `scores` would have mean 0 and std 1; `scores` were read under `normalization`.
+
+  `scores` float32[N] are the reward model's own on samples of the reference policy (arXiv:1909.08593,
+  section 2.1). The head keeps the scale that it learned, which is that of its probabilities. Raises
+  ValueError when the scores are all equal or not finite.
   """
-  mean, std = float(jnp.mean(scores)), float(jnp.std(scores))
+  mean, std = jnp.mean(scores), jnp.std(scores)
   if not (jnp.isfinite(mean) and std > 1e-6):
     raise ValueError(
-      f"the reward model scores {scores.shape[0]} reference samples with mean {mean} and standard "
-      f"deviation {std}; it cannot be normalized. Train it longer or check its pairs."
+      f"the reward model scores {scores.shape[0]} reference samples with mean {float(mean)} and standard "
+      f"deviation {float(std)}; it cannot be normalized. Train it longer or check its feedback."
     )
-  head = params["reward_head"]
-  folded = {"kernel": head["kernel"] / std, "bias": (head["bias"] - mean) / std}
-  return {**params, "reward_head": folded}
+  gain, bias = normalization["gain"], normalization["bias"]
+  return {"gain": gain / std, "bias": (bias - mean) / std}

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models import heads, lora
-from rlhf_jax.ops import logprobs
-from rlhf_jax.types import LanguageModel, Params, Policy, Scorer, Sequences, TokenStats
+from rlhf_jax.ops import logprobs, reward, steps
+from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer, Sequences, TokenStats
 
 Array = jax.Array
 
 CRITICS = ("none", "shared", "separate")
+AT_THE_END = Reading()
 
 
 def make_policy(
@@ -47,10 +48,10 @@ def make_policy(
 
   def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
     hidden, unembed = trunk(params, frozen, sequences)
-    logps, entropy = logprobs.token_stats(
+    logps, entropy, collision = logprobs.token_stats(
       hidden, sequences.tokens, sequences.segments, unembed, temperature, chunk=chunk
     )
-    return TokenStats(logps, entropy, values(params, frozen, sequences, hidden))
+    return TokenStats(logps, entropy, values(params, frozen, sequences, hidden), collision)
 
   def compare(params, other, frozen, sequences: Sequences, temperature=1.0):
     hidden_p, unembed_p = trunk(params, frozen, sequences)
@@ -74,21 +75,51 @@ def make_policy(
   return Policy(evaluate, compare)
 
 
-def make_scorer(model: LanguageModel, *, lora_scale: float = 1.0) -> Scorer:
-  """`model` as a reward model: `params["reward_head"]` at each row's last token.
+def make_scorer(
+  model: LanguageModel,
+  *,
+  lora_scale: float = 1.0,
+  reading: Reading = AT_THE_END,
+  lines: steps.Lines | None = None,
+) -> Scorer:
+  """`model` as a reward model: `params["reward_head"]` on its hidden states, read as `reading` says.
 
-  A tree with a "base" of its own stands on that instead of the one shared in `frozen`.
+  A tree with a "base" of its own stands on that instead of the one shared in `frozen`. `lines` tells where
+  steps end, for a reading of steps.
   """
+  if reading.steps and lines is None:
+    raise ValueError("a reward read at the end of steps needs `lines`, made from a tokenizer.")
 
-  def score(params, frozen, sequences: Sequences) -> Array:
+  def hidden_of(params, frozen, sequences: Sequences) -> Array:
     base = params.get("base", frozen.get("base", {}))
-    hidden, _ = _trunk(model, lora_scale, params["model"], base, sequences)
+    return _trunk(model, lora_scale, params["model"], base, sequences)[0]
+
+  def outputs(params, frozen, sequences: Sequences) -> Array:
+    hidden = hidden_of(params, frozen, sequences)
     T = sequences.segments.shape[1]
     last = jnp.max(jnp.where(sequences.segments > 0, jnp.arange(T)[None], 0), axis=1)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [B, D]
-    return heads.apply_head(params["reward_head"], hidden)
+    said = heads.apply_head(params["reward_head"], hidden)
+    return said if said.ndim == 2 else said[:, None]
 
-  return Scorer(score)
+  def tokens(params, frozen, sequences: Sequences) -> Array:
+    return heads.apply_head(params["reward_head"], hidden_of(params, frozen, sequences))
+
+  def score(params, frozen, sequences: Sequences) -> Array:
+    if reading.aggregate is None:
+      said = outputs(params, frozen, sequences)
+      weights = reading.weights or (1.0 / said.shape[1],) * said.shape[1]
+      scores = jnp.sum(said * jnp.asarray(weights)[None], axis=1)
+    else:
+      chosen = sequences.response_mask
+      where = steps.ends(lines, sequences.tokens, chosen) if reading.steps else chosen
+      scores = reward.AGGREGATES[reading.aggregate](tokens(params, frozen, sequences), where)
+    normalization = params.get("normalization")
+    return (
+      scores if normalization is None else normalization["gain"] * scores + normalization["bias"]
+    )
+
+  return Scorer(score, outputs, tokens)
 
 
 def _trunk(model, lora_scale, adapter, base, sequences):

@@ -13,7 +13,7 @@ import jax
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import lora
-from rlhf_jax.training import answers, checkpoint, disk, offline, online, options
+from rlhf_jax.training import answers, checkpoint, disk, offline, online, options, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Lora, Setup, algorithm_module
 
@@ -34,6 +34,7 @@ def assert_ready(setup: Setup) -> None:
   if "reward_model" in wanted:
     reward_model = options.reward_algorithm(setup.config)
     _assert_feedback(setup, reward_model)
+    stages.beginning(setup)
     _assert_prompts(
       setup, "reward_model", "whose sampled answers fix the mean and scale of rewards"
     )
@@ -109,7 +110,7 @@ def _assert_sft(setup: Setup) -> None:
 
 def _assert_feedback(setup: Setup, name: str) -> None:
   """People's feedback of the form that algorithm `name` learns from."""
-  _, settings, _ = options.stage(setup.config, name)
+  _, settings, *_ = options.stage(setup.config, name)
   offline.assert_divides(setup, name, settings)
   form = algorithm_module(name).DATA
   records = setup.task.feedback(form, 0)

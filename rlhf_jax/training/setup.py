@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import zlib
@@ -18,8 +19,10 @@ from rlhf_jax.data import tasks, tokenize
 from rlhf_jax.data.bytes import byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
+from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.types import LanguageModel, Params, Policy, Scorer
+from rlhf_jax.training.rundir import RunDir
+from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
 
 
@@ -154,7 +157,7 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     seed=seed,
     model=model,
     policy=make_policy(model, lora_scale=lora_config.scale),
-    scorer=make_scorer(model, lora_scale=lora_config.scale),
+    scorer=_make_scorer(config, model, lora_config, tokenizer),
     pretrained=jax.tree.map(np.asarray, params),
     tokenizer=tokenizer,
     task=task,
@@ -164,6 +167,24 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     sampling=sampling,
     mesh=mesh,
   )
+
+
+def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
+  """`model` as the reward model that `config` trains, or that of the run it starts from."""
+  start = config.get("start", {}).get("reward_model")
+  if start and (Path(start) / "config.json").is_file():  # what it lacks is refused later, by name
+    config = RunDir(Path(start)).config
+  name = config["algorithm"].get("reward_model", "reward_model")
+  module = algorithm_module(name)
+  names = {f.name for f in dataclasses.fields(module.Config)}
+  own = {n: v for n, v in config.get(name, {}).items() if n in names}
+  settings = from_dict(module.Config, own, where=name)
+  reading = module.reading(settings) if hasattr(module, "reading") else Reading()
+  lines = None
+  if reading.steps:
+    each = [[token] for token in range(len(tokenizer))]
+    lines = steps.lines(tokenizer.batch_decode(each, skip_special_tokens=True))
+  return make_scorer(model, lora_scale=lora.scale, reading=reading, lines=lines)
 
 
 def algorithm_names() -> list[str]:

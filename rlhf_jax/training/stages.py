@@ -6,6 +6,10 @@ how a run is resumed.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
@@ -13,7 +17,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.training import answers, offline, online, options, sampling
 from rlhf_jax.training.reference import reference_logps
 from rlhf_jax.training.setup import Setup, algorithm_module
-from rlhf_jax.types import Params
+from rlhf_jax.types import Beginning, Params
 
 
 def sft(setup: Setup) -> Params:
@@ -45,9 +49,16 @@ def reward_model(setup: Setup, weights: Params) -> Params:
   module = algorithm_module(name)
   config, settings, optim = options.stage(setup.config, name)
   base, trained, reference = setup.starting_point(weights, "reward_model")
-  size = setup.model.config.hidden_size
-  head = heads.init_head(setup.key("reward head"), size, std=(size + 1) ** -0.5)
   frozen = {"base": base}
+  started = beginning(setup)
+  size = setup.model.config.hidden_size
+  head = heads.init_head(
+    setup.key("reward head"), size, std=(size + 1) ** -0.5, outputs=started.outputs
+  )
+  head["bias"] = head["bias"] + jnp.asarray(started.bias, jnp.float32)
+  params = {"model": trained, "reward_head": head}
+  if started.link is not None:
+    params["link"] = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), started.link)
 
   def normalize(state):
     prompts = setup.task.prompts
@@ -58,24 +69,55 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     written = sampling.sample(
       setup, base, reference["model"], chosen, "normalization", batch_size=128
     )
-    scores = sampling.score(setup, state.params, frozen, written.sequences, batch_size=128)
-    return state.replace(params=heads.normalize(state.params, scores))
+    scores = sampling.score(
+      setup, {**state.params, **state.extra}, frozen, written.sequences, batch_size=128
+    )
+    return state.replace(
+      extra={"normalization": heads.normalize(state.extra["normalization"], scores)}
+    )
 
   state = offline.run(
     setup,
     "reward_model",
-    module.make(setup.scorer),
+    module.make(setup.scorer)._replace(
+      init_extra=lambda params, config: {"normalization": heads.unnormalized()}
+    ),
     config,
     settings,
     optim,
-    params={"model": trained, "reward_head": head},
+    params=params,
     frozen=frozen,
     batches=offline.padded(
       lambda epoch: setup.task.feedback(module.DATA, epoch), settings, setup.order("reward_model")
     ),
     finish=normalize,
   )
-  return state.params
+  return {**state.params, **state.extra}
+
+
+def beginning(setup: Setup) -> Beginning:
+  """What the reward model of `setup` starts from. Raises ValueError for feedback that it cannot learn from."""
+  name = options.reward_algorithm(setup.config)
+  module = algorithm_module(name)
+  if not hasattr(module, "begin"):
+    return Beginning()
+  config, *_ = options.stage(setup.config, name)
+  return module.begin(config, _labels(setup.task.feedback(module.DATA, 0)))
+
+
+def _labels(records: list[examples.Record]) -> np.ndarray:
+  """What people said, float[N, ...]: preferences, ranks with zeros after the shorter ones, labels of answers or tokens."""
+  of = {
+    examples.Pair: lambda record: [record.preference],
+    examples.Ranking: lambda record: record.ranks,
+    examples.Labelled: lambda record: record.labels,
+    examples.TokenLabelled: lambda record: record.labels,
+  }[type(records[0])]
+  said = [of(record) for record in records]
+  if isinstance(records[0], examples.TokenLabelled):
+    return np.concatenate(said)[:, None]
+  longest = max(len(labels) for labels in said)
+  return np.asarray([[*labels, *[0.0] * (longest - len(labels))] for labels in said], float)
 
 
 def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple[Params, Params]:
@@ -130,4 +172,6 @@ def feedback(
     records = setup.task.feedback(form, 0)
   else:
     records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen, reward_params))
-  return examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records
+  return (
+    examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records
+  )
