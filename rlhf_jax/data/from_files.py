@@ -50,21 +50,24 @@ class _Feedback:
     mine = Scales.of(records, layout.classes or ())
     self.scales = mine if scales is None or not scales.attributes else scales
     self.found = by_form(records, self.scales._replace(classes=mine.classes))
+    self.reached = {form: convert.reach(self.found, form) for form in FORMS}
     self.tokenized: dict[str, list[Record]] = {}
     if path:
-      notes += [f"{path}: {self._describe()}"]
+      notes.append(f"{path}: {self._describe()}")
+    lost = len(records) - sum(map(len, self.found.values()))
+    if lost:
+      notes.append(f"{path}: {lost} ratings are on no scale of data.feedback, and left out")
 
   @property
   def attributes(self) -> tuple[str, ...]:
     """Of the ratings that there are, or that classes become."""
-    if self.scales.attributes or "ratings" not in self._forms():
-      return self.scales.attributes
-    return ("class",)
+    named = self.scales.attributes
+    return named if named or not self.reached["ratings"].records else ("class",)
 
   def of(self, form: str) -> list[Record]:
     """Records of `form`, the file's own first."""
     if form not in self.tokenized:
-      records = convert.reach(self.found, form).records
+      records = self.reached[form].records if form in self.reached else []
       encoded = [encode.record(self.tokenizer, record, self.example) for record in records]
       self.tokenized[form] = encoded
     return self.tokenized[form]
@@ -81,16 +84,13 @@ class _Feedback:
 
     return checked
 
-  def _forms(self) -> list[str]:
-    return [form for form in FORMS if convert.reach(self.found, form).records]
-
   def _describe(self) -> str:
     """What the file holds, on which scales, and what its records become by conversion."""
     held = ", ".join(f"{len(records)} {form}" for form, records in self.found.items())
     parts = [held, self.scales.describe() if "ratings" in self.found else ""]
     if "classes" in self.found:
       parts.append(f"classes from the worst: {', '.join(map(str, self.scales.classes))}")
-    converted = [note for form in FORMS for note in convert.reach(self.found, form).notes]
+    converted = [note for reached in self.reached.values() for note in reached.notes]
     parts.append(f"where an algorithm asks for it: {'; '.join(converted)}" if converted else "")
     return ". ".join(part for part in parts if part)
 
