@@ -53,7 +53,7 @@ def token_labels(tokenizer, record: Spanned | Stepped, answer: Example) -> list[
   """A label a token: NaN on the prompt and wherever nobody said anything.
 
   A marked span is on every token that overlaps it, the lowest value where spans meet, and the rest of
-  the response, its end mark too, is 1. A step's label is on its last token alone.
+  the response, its end mark too, is 1. A step's label is on its last token that is no blank.
   """
   text = record.answer
   if isinstance(text.response, str):

@@ -1,66 +1,20 @@
 """Conversations as tokens: which of them the assistant wrote, turn by turn."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from chat_tokenizer import (
+  CALLING,
+  CHATML,
+  MARKED,
+  MARKED_CALLING,
+  REWRITING,
+  TOOL_TURNS,
+  TWO_TURNS,
+  UNMARKED,
+  written,
+)
+from tokenizers import processors
 
 from rlhf_jax.data import chat
-
-MARKS = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
-CHATML = (
-  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKED = (
-  "{% for m in messages %}{% if m.role == 'assistant' %}A: "
-  "{%- generation %}{{ m.content }}<eos>{% endgeneration %}\n"
-  "{% else %}U: {{ m.content }}\n{% endif %}{% endfor %}"
-)
-UNMARKED = (
-  "<bos>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-  "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-# As Qwen3 does with thoughts: earlier answers are shortened once a later turn exists.
-REWRITING = (
-  "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and not loop.last %}...{% else %}"
-  "{{ m.content }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
-TWO_TURNS = [
-  {"role": "user", "content": "Hi?"},
-  {"role": "assistant", "content": "Yes, é."},
-  {"role": "user", "content": "Bye"},
-  {"role": "assistant", "content": "So long"},
-]
-
-
-@pytest.fixture
-def tokenizer():
-  vocab = {
-    token: i for i, token in enumerate([*MARKS, *sorted(pre_tokenizers.ByteLevel.alphabet())])
-  }
-  vocab["ĊĊ"] = len(vocab)
-  backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")]))
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = decoders.ByteLevel()
-  tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>"
-  )
-  tokenizer.add_special_tokens({"additional_special_tokens": MARKS[2:]})
-  tokenizer.chat_template = CHATML
-  return tokenizer
-
-
-def written(tokenizer, row: chat.Tokenized) -> list[str]:
-  """The text of each run of tokens under the mask."""
-  assert len(row.tokens) == len(row.response_mask) and set(row.response_mask) <= {0, 1}
-  runs, before = [], 0
-  for token, inside in zip(row.tokens, row.response_mask, strict=True):
-    if inside and not before:
-      runs.append([])
-    if inside:
-      runs[-1].append(token)
-    before = inside
-  return [tokenizer.decode(run) for run in runs]
 
 
 def test_every_assistant_turn_is_marked_with_its_end(tokenizer):
@@ -100,6 +54,65 @@ def test_a_token_across_the_border_is_the_prompts(tokenizer):
   # The template's line break and the first of the answer's two are a single token.
   row = chat.conversation(tokenizer, [TWO_TURNS[0], {"role": "assistant", "content": "\n\nNo"}])
   assert written(tokenizer, row) == ["\nNo<|im_end|>"]
+
+
+@pytest.mark.parametrize("template, end", [(CALLING, "<|im_end|>"), (MARKED_CALLING, "<eos>")])
+def test_what_an_assistant_asks_of_tools_is_its_own_and_their_answers_are_not(
+  tokenizer, template, end
+):
+  tokenizer.chat_template = template
+  row = chat.conversation(tokenizer, TOOL_TURNS)
+  assert written(tokenizer, row) == [f"f(3){end}", f"Nine{end}", f"So: f(3)f(3){end}"]
+  assert tokenizer.decode(row.tokens) == tokenizer.apply_chat_template(TOOL_TURNS, tokenize=False)
+
+
+@pytest.mark.parametrize("template, end", [(CALLING, "<|im_end|>"), (MARKED_CALLING, "<eos>")])
+def test_the_mask_begins_with_the_first_turn_asked_for(tokenizer, template, end):
+  tokenizer.chat_template = template
+  whole = chat.conversation(tokenizer, TOOL_TURNS)
+  turns = [f"f(3){end}", f"Nine{end}", f"So: f(3)f(3){end}"]
+  for first, expected in ((1, turns), (2, turns[1:]), (3, turns[1:]), (5, turns[2:])):
+    row = chat.conversation(tokenizer, TOOL_TURNS, first)
+    assert row.tokens == whole.tokens and written(tokenizer, row) == expected
+  with pytest.raises(ValueError, match="no assistant message"):
+    chat.conversation(tokenizer, TOOL_TURNS, 6)
+
+
+@pytest.mark.parametrize("template", [CALLING, CHATML, UNMARKED, MARKED])
+def test_characters_of_the_last_turn_are_known_by_token(tokenizer, template):
+  tokenizer.chat_template = template
+  turns = [*TWO_TURNS[:3], {"role": "assistant", "content": "Hi? é."}]  # said before, too
+  row = chat.conversation(tokenizer, turns)
+  offsets = chat.conversation_offsets(tokenizer, turns)
+  spelled = [
+    (tokenizer.decode([token]), span)
+    for token, span in zip(row.tokens, offsets, strict=True)
+    if span != (0, 0)
+  ]
+  # The two bytes of é stand for one character; the last turn's characters and no others are there.
+  assert [span for _, span in spelled] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (4, 5), (5, 6)]
+  assert [token for token, _ in spelled[:4]] == list("Hi? ")
+
+
+def test_characters_of_a_text_that_the_template_changes_are_not_guessed(tokenizer):
+  tokenizer.chat_template = CHATML.replace("m.content", "m.content | trim")
+  with pytest.raises(ValueError, match="changes the answer's text.*take blanks off its ends"):
+    chat.conversation_offsets(tokenizer, [TWO_TURNS[0], {"role": "assistant", "content": " a "}])
+
+
+def test_plain_characters_are_known_by_token(tokenizer):
+  row = chat.plain(tokenizer, "ab", "c\n\n")
+  assert chat.plain_offsets(tokenizer, "ab", "c\n\n") == [(0, 0), (0, 0), (0, 1), (1, 3), (0, 0)]
+  assert len(row.tokens) == 5
+
+
+def test_what_a_template_refuses_is_said(tokenizer):
+  tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+  with pytest.raises(ValueError, match="template refuses these messages: roles must alternate"):
+    chat.conversation(tokenizer, TWO_TURNS)
+  tokenizer.chat_template = "{% for m in messages %}{{ 'x' + m.content }}{% endfor %}"
+  with pytest.raises(ValueError, match="template refuses these messages: .*content"):
+    chat.conversation(tokenizer, TOOL_TURNS)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):

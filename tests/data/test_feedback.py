@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_files import KINDS, write
+from some_files import KINDS, write
 
 from rlhf_jax.data import feedback, files
 from rlhf_jax.data.examples import Labelled, Pair, Ranking

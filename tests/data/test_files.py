@@ -1,10 +1,8 @@
 """Rows from every kind of file: what stands in them, by which line or row it is called, what whole files are refused for."""
 
-import json
-
 import datasets
-import pandas as pd
 import pytest
+from some_files import KINDS, write
 
 from rlhf_jax.data import files
 
@@ -15,29 +13,6 @@ def keep(row, id):
   return [(id, dict(row))]
 
 
-def write(folder, suffix, rows):
-  """The path of a file of `rows` of the kind that `suffix` names; a table where the kind is one."""
-  path = folder / f"rows{suffix}"
-  names = list(dict.fromkeys(name for row in rows for name in row))
-  table = {name: [row.get(name) for row in rows] for name in names}
-  if suffix in (".jsonl", ".ndjson"):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  elif suffix == ".json":
-    path.write_text(json.dumps(rows))
-  elif suffix in (".csv", ".tsv"):
-    cells = pd.DataFrame(
-      {n: [json.dumps(v) if isinstance(v, list | dict) else v for v in table[n]] for n in names},
-      dtype=object,
-    )
-    cells.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-  elif suffix == ".parquet":
-    pd.DataFrame(table, dtype=object).to_parquet(path, index=False)
-  else:
-    datasets.Dataset.from_dict(table).save_to_disk(path)
-  return str(path)
-
-
-KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", "_folder")
 # The first row's number: a heading comes before it in a table of text.
 FIRST = {".csv": 2, ".tsv": 2}
 
