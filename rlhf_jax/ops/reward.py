@@ -35,38 +35,31 @@ def huber_loss(predicted: Array, labels: Array, delta) -> Array:
   return 0.5 * jnp.square(within) + delta * (size - within)
 
 
-def half_tie_loss(difference: Array, preference: Array) -> Array:
-  """−p log σ(d) − (1 − p) log σ(−d), float32[B]: Bradley-Terry, where a tie is both ways by half."""
-  return logistic_loss(difference, preference)
-
-
-def rao_kupper_loss(difference: Array, preference: Array, threshold: Array) -> Array:
-  """−log P of what was said, float32[B] (Rao & Kupper, JASA 62, 1967, eq. 2.3).
+def rao_kupper_loss(difference: Array, preference: Array, tied: Array, threshold: Array) -> Array:
+  """−log P of what was said, float32[B] (Rao & Kupper, JASA 62, 1967).
 
     P(w ≻ l) = σ(d − η)    P(l ≻ w) = σ(−d − η)    P(tie) = (e^2η − 1) σ(d − η) σ(−d − η)
 
   d = r_w − r_l; below the threshold η = log θ > 0 nobody notices a difference. A pair is a tie where
-  its preference p is exactly a half; else p weighs the two ways to decide it.
+  `tied` bool[B] says so; else its preference weighs the two ways to decide it.
   """
   first, second = log_sigmoid(difference - threshold), log_sigmoid(-difference - threshold)
   tie = jnp.log(jnp.expm1(2.0 * threshold)) + first + second
-  decided = preference * first + (1.0 - preference) * second
-  return -jnp.where(preference == 0.5, tie, decided)
+  return -jnp.where(tied, tie, preference * first + (1.0 - preference) * second)
 
 
-def davidson_loss(difference: Array, preference: Array, log_nu: Array) -> Array:
-  """−log P of what was said, float32[B] (Davidson, JASA 65, 1970, eq. 2.3).
+def davidson_loss(difference: Array, preference: Array, tied: Array, log_nu: Array) -> Array:
+  """−log P of what was said, float32[B] (Davidson, JASA 65, 1970).
 
     P(w ≻ l) : P(l ≻ w) : P(tie) = π_w : π_l : ν √(π_w π_l),  π = e^r
 
-  `difference` is r_w − r_l. A pair is a tie where its preference p is exactly a half; else p weighs
+  `difference` is r_w − r_l. A pair is a tie where `tied` bool[B] says so; else its preference weighs
   the two ways to decide it.
   """
   half = 0.5 * difference
   logits = jnp.stack([half, -half, jnp.broadcast_to(log_nu, half.shape)])
   first, second, tie = jax.nn.log_softmax(logits, axis=0)
-  decided = preference * first + (1.0 - preference) * second
-  return -jnp.where(preference == 0.5, tie, decided)
+  return -jnp.where(tied, tie, preference * first + (1.0 - preference) * second)
 
 
 def plackett_luce_loss(scores: Array, ranks: Array, unranked: Array) -> Array:
@@ -168,3 +161,14 @@ AGGREGATES = {
   "product": lambda z, mask: stats.row_sum(log_sigmoid(z), mask),
   "last": _last,
 }
+
+
+def correlation(x: Array, y: Array) -> Array:
+  """Pearson's correlation over the batch, float32[]; 0 where either does not vary."""
+  return cosine(x - jnp.mean(x), y - jnp.mean(y))
+
+
+def cosine(x: Array, y: Array) -> Array:
+  """Of the angle between two vectors, float32[]; 0 where either is 0."""
+  sizes = jnp.sum(jnp.square(x)) * jnp.sum(jnp.square(y))
+  return jnp.where(sizes > 0, jnp.sum(x * y) * jax.lax.rsqrt(jnp.where(sizes > 0, sizes, 1.0)), 0.0)
