@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import heads, lora, policy, registry
+from rlhf_jax.ops import reward, steps
+from rlhf_jax.types import Reading
 
 SCALE = 2.0
 
@@ -145,6 +147,63 @@ def test_a_reward_model_may_bring_its_own_base(model, params, head, rows):
   tree = {"model": {}, "reward_head": head, "base": own}
   want = score(model, {"model": own, "reward_head": head}, {}, rows)
   np.testing.assert_array_equal(score(model, tree, {"base": params}, rows), want)
+
+
+def test_gain_and_bias_are_given_to_the_score_alone(model, params, head, rows):
+  tree, frozen = {"model": {}, "reward_head": head}, {"base": params}
+  plain = score(model, tree, frozen, rows)
+  normalization = heads.normalize(heads.unnormalized(), plain)
+  scores = score(model, {**tree, "normalization": normalization}, frozen, rows)
+  np.testing.assert_allclose([jnp.mean(scores), jnp.std(scores)], [0.0, 1.0], atol=1e-5)
+  again = heads.normalize(normalization, 3.0 * scores + 2.0)  # of scores read under the first
+  np.testing.assert_allclose(
+    again["gain"] * plain + again["bias"], (scores - 2.0) / 3.0, rtol=1e-5, atol=1e-5
+  )
+  scorer = policy.make_scorer(model, lora_scale=SCALE)
+  said = scorer.outputs({**tree, "normalization": normalization}, frozen, rows)
+  np.testing.assert_allclose(said, plain[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [(None, 1 / 3), ((1.0, 0.0, -2.0), None)])
+def test_several_outputs_are_weighed_in_the_score(model, params, rows, weights, expected):
+  head = heads.init_head(jax.random.key(4), model.config.hidden_size, 1.0, outputs=3)
+  head["bias"] = jnp.arange(3.0)
+  tree, frozen = {"model": {}, "reward_head": head}, {"base": params}
+  scorer = policy.make_scorer(model, reading=Reading(weights=weights))
+  said = jax.jit(scorer.outputs)(tree, frozen, rows)
+  hidden = hidden_of(model, params, rows)
+  want = (
+    jnp.stack([hidden[0, 6], hidden[1, 6], hidden[2, 4]]) @ head["kernel"] + jnp.arange(3.0)[None]
+  )
+  np.testing.assert_allclose(said, want, rtol=1e-4, atol=1e-5)
+  weighed = said @ (np.full(3, expected) if weights is None else np.asarray(weights))
+  np.testing.assert_allclose(scorer.score(tree, frozen, rows), weighed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregate", reward.AGGREGATES)
+@pytest.mark.parametrize("of_steps", [False, True])
+def test_token_scores_become_one_over_the_response_or_its_steps(
+  model, params, head, rows, aggregate, of_steps
+):
+  tree, frozen = {"model": {}, "reward_head": head}, {"base": params}
+  lines = steps.lines(["\n" if i % 2 else "x" for i in range(model.config.vocab_size)])
+  scorer = policy.make_scorer(
+    model, reading=Reading(aggregate=aggregate, steps=of_steps), lines=lines
+  )
+  z = jax.jit(scorer.tokens)(tree, frozen, rows)
+  np.testing.assert_allclose(
+    z, heads.apply_head(head, hidden_of(model, params, rows)), rtol=1e-4, atol=1e-5
+  )
+  mask = rows.response_mask
+  where = steps.ends(lines, rows.tokens, mask) if of_steps else mask
+  assert 0 < jnp.sum(where) <= jnp.sum(mask)
+  want = reward.AGGREGATES[aggregate](z, where)
+  np.testing.assert_allclose(scorer.score(tree, frozen, rows), want, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_without_lines_are_refused(model):
+  with pytest.raises(ValueError, match="needs `lines`"):
+    policy.make_scorer(model, reading=Reading(aggregate="min", steps=True))
 
 
 def test_a_head_of_deviation_0_says_0():
