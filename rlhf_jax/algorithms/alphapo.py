@@ -1,4 +1,4 @@
-"""AlphaPO: SimPO with a reward whose shape α sets (arXiv:2501.03884, eq. 5 and 6).
+"""AlphaPO: SimPO with a reward whose shape α sets (arXiv:2501.03884).
 
     r(y) = β (1 − p(y)^−α) / α,   p(y) = π(y|x)^(1/|y|)
     L(θ) = − E log σ(r(y_w) − r(y_l) − γ)

@@ -1,11 +1,11 @@
-"""Binary classifier optimisation: DPO's reward as the logit of right against wrong (arXiv:2404.04656, eq. 9).
+"""Binary classifier optimisation: DPO's reward as the logit of right against wrong (arXiv:2404.04656).
 
     r(y) = β log π(y|x) / π_ref(y|x)
     right answers: −log σ(r − δ),   wrong answers: −log σ(δ − r)
 
 The mean of the loss is over answers. δ is the mean reward of all answers so far, this batch's included, as in TRL;
 the paper has the mean of the two classes' means, which is the same where both are equally many. Its weights for right
-and wrong answers to different prompts (section 3.3) are not here.
+and wrong answers to different prompts are not here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contrastive preference optimisation: DPO without a reference, held by imitation (arXiv:2401.08417, eq. 5 and 6).
+"""Contrastive preference optimisation: DPO without a reference, held by imitation (arXiv:2401.08417).
 
     d = log π(y_w|x) − log π(y_l|x)
     L(θ) = E f(d) + c E[− log π(y_w|x) / |y_w|]

@@ -6,12 +6,12 @@
 The mean is over pairs. `loss_type` names f, β = `beta`:
 
   sigmoid       −log σ(β h)
-  robust        the same, unbiased though a share `label_smoothing` of labels is flipped (arXiv:2403.00409, eq. 11)
+  robust        the same, unbiased though a share `label_smoothing` of labels is flipped (arXiv:2403.00409)
   hinge         max(0, 1 − β h)                                         SLiC (arXiv:2305.10425, eq. 4, on DPO's margin)
   ipo           (h − 1/(2β))²                                           (arXiv:2310.12036, eq. 17)
-  exo_pair      KL(softmax(β u) ‖ (1 − ε, ε)), ε = `label_smoothing`     (arXiv:2402.00856, eq. 15)
-  nca_pair      −log σ(β u_w) − ½ log σ(−β u_w) − ½ log σ(−β u_l)        (arXiv:2402.05369, eq. 11, two answers)
-  bco_pair      −log σ(β u_w − δ) − log σ(δ − β u_l)                     (arXiv:2404.04656, eq. 9, on pairs)
+  exo_pair      KL(softmax(β u) ‖ (1 − ε, ε)), ε = `label_smoothing`     (arXiv:2402.00856, eq. 16)
+  nca_pair      −log σ(β u_w) − ½ log σ(−β u_w) − ½ log σ(−β u_l)        (arXiv:2402.05369, two answers)
+  bco_pair      −log σ(β u_w − δ) − log σ(δ − β u_l)                     (arXiv:2404.04656, on pairs)
   sppo_hard     (u_w − 1/(2β))² + (u_l + 1/(2β))²                        (arXiv:2405.00675, eq. 4.7; its η is 1/β)
   aot           −log σ(β (sort_i(π's margins) − sort_i(π_ref's)))        (arXiv:2406.05882, paired)
   aot_unpaired  −log σ(β (sort_i(u_w) − sort_i(u_l)))                    (arXiv:2406.05882, unpaired)
@@ -23,11 +23,11 @@ A pair whose `preference` p is not 1 (a tie is ½) has the loss p f(u_w, u_l) + 
 `label_smoothing` ε, with p (1 − ε) + (1 − p) ε for p: with sigmoid that is cDPO
 (https://ericmitchell.ai/cdpo.pdf, eq. 3). `margin` subtracts each pair's own margin from β h (arXiv:2402.10571).
 
-`divergence` keeps π near π_ref by another f-divergence than reverse KL: u = f'(π/π_ref) (arXiv:2309.16240, table 1).
+`divergence` keeps π near π_ref by another f-divergence than reverse KL: u = f'(π/π_ref) (arXiv:2309.16240).
 `average_logps` divides log-probabilities by the response's length, which TRL does for IPO.
-`length_decay` α counts a token α beyond the length of the pair's shorter response (LD-DPO, arXiv:2409.06411, eq. 9).
-`wpo` weights a pair by how probable its answers are now (arXiv:2406.11827, eq. 2 and 4).
-`nll_coef` adds −log π(y_w|x) / |y_w| (RPO, arXiv:2404.19733, eq. 1; TRL divides by the batch's tokens instead).
+`length_decay` α counts a token α beyond the length of the pair's shorter response (LD-DPO, arXiv:2409.06411).
+`wpo` weights a pair by how probable its answers are now (arXiv:2406.11827, eq. 2).
+`nll_coef` adds −log π(y_w|x) / |y_w| (RPO, arXiv:2404.19733; TRL divides by the batch's tokens instead).
 `sync_every` moves the reference towards the policy by `sync_mix` every so many steps (TR-DPO, arXiv:2404.09656).
 
 δ of bco_pair is the mean reward of all batches so far, this one included. What a loss takes from the whole batch

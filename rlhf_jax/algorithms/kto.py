@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: right and wrong answers, no pairs needed (arXiv:2402.01306, eq. 7 and 8).
+"""Kahneman-Tversky optimisation: right and wrong answers, no pairs needed (arXiv:2402.01306, eq. 7).
 
     r(y) = β log π(y|x) / π_ref(y|x),   z = β max(0, mean of log π(y'|x) / π_ref(y'|x))
     right answers: λ_D (1 − σ(r − z)),   wrong answers: λ_U (1 − σ(z − r))

@@ -13,7 +13,19 @@ import optax
 import pytest
 
 from rlhf_jax import sharding, types
-from rlhf_jax.algorithms import dpo, ppo, reward_model, sft
+from rlhf_jax.algorithms import (
+  alphapo,
+  bco,
+  cpo,
+  dpo,
+  kto,
+  orpo,
+  pl_dpo,
+  ppo,
+  reward_model,
+  sft,
+  simpo,
+)
 from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import step
 
@@ -47,7 +59,10 @@ PLAIN = Layout("right", 0)
 
 # Which tokens the policy chose: ragged, ended and cut responses, a tool's turn in the middle of one.
 RESPONSES = ([0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1])
+THIRD_RESPONSES = ([0, 0, 1], [0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1])
 OTHER_RESPONSES = ([0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1])
+
+ANSWERS = (RESPONSES, OTHER_RESPONSES, THIRD_RESPONSES)
 
 
 def laid(rows, layout: Layout) -> np.ndarray:
@@ -76,6 +91,22 @@ def preferences(layout: Layout) -> types.PreferenceBatch:
     rejected=sequences(OTHER_RESPONSES, layout, seed=2),
     preference=jnp.asarray([1.0, 0.8, 1.0, 0.5]),
     margin=jnp.asarray([0.0, 0.5, -0.25, 1.0]),
+  )
+
+
+def rankings(layout: Layout) -> types.RankingBatch:
+  answers = [sequences(rows, layout, seed) for rows, seed in zip(ANSWERS, (1, 2, 4), strict=True)]
+  return types.RankingBatch(
+    answers=jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *answers),
+    ranks=jnp.asarray([[1, 2, 3], [2, 2, 1], [0, 2, 1], [3, 1, 0]]),
+  )
+
+
+def marks(layout: Layout) -> types.LabelledBatch:
+  return types.LabelledBatch(
+    answers=sequences(RESPONSES, layout, seed=1),
+    labels=jnp.asarray([[1.0], [0.0], [0.0], [1.0]]),
+    mismatched=sequences(OTHER_RESPONSES, layout, seed=2),
   )
 
 
@@ -112,43 +143,69 @@ SEPARATE = policy.make_policy(MODEL, critic="separate", chunk=8)
 SCORER = policy.make_scorer(MODEL)
 FROZEN = {"base": {}, "reference": params_of(9)}
 ACTOR = params_of(0, value_head=True)
+OTHER_ACTOR = params_of(7)
 # Two passes over the batch, so that the second has ratios other than one.
 PPO = dict(learning_rate=0.05, epochs=2, entropy_coef=0.01, kl_target=1.0)
 
 
 class Case(NamedTuple):
-  algorithm: types.Algorithm
+  make: Any  # Policy | Scorer -> Algorithm
   config: Any
   params: dict
   batch: Any  # Layout -> batch
+  model: Any = POLICY
+
+  @property
+  def algorithm(self) -> types.Algorithm:
+    return self.make(self.model)
 
 
 CASES = {
-  "sft": Case(sft.make(POLICY), sft.Config(), {"model": ACTOR["model"]}, demonstrations),
+  "sft": Case(sft.make, sft.Config(), {"model": ACTOR["model"]}, demonstrations),
   "reward_model": Case(
-    reward_model.make(SCORER), reward_model.Config(), params_of(1, reward_head=True), preferences
+    reward_model.make, reward_model.Config(), params_of(1, reward_head=True), preferences, SCORER
   ),
-  "dpo": Case(dpo.make(POLICY), dpo.Config(label_smoothing=0.1), ACTOR, preferences),
+  "dpo": Case(dpo.make, dpo.Config(label_smoothing=0.1), ACTOR, preferences),
   "dpo, averaged": Case(
-    dpo.make(POLICY), dpo.Config(loss_type="ipo", average_logps=True), ACTOR, preferences
+    dpo.make, dpo.Config(loss_type="ipo", average_logps=True), ACTOR, preferences
   ),
-  "ppo": Case(ppo.make(POLICY), ppo.Config(**PPO), ACTOR, rollouts),
+  "dpo, weighted": Case(
+    dpo.make,
+    dpo.Config(wpo=True, length_decay=0.5, nll_coef=0.3, margin=True, divergence="alpha"),
+    ACTOR,
+    preferences,
+  ),
+  "dpo, aot": Case(dpo.make, dpo.Config(loss_type="aot"), ACTOR, preferences),
+  "dpo, bco_pair": Case(dpo.make, dpo.Config(loss_type="bco_pair"), ACTOR, preferences),
+  "dpo, synced reference": Case(
+    dpo.make, dpo.Config(loss_type="apo_down", sync_every=1), OTHER_ACTOR, preferences
+  ),
+  "kto": Case(kto.make, kto.Config(beta=0.5), ACTOR, marks),
+  "bco": Case(bco.make, bco.Config(beta=0.5), ACTOR, marks),
+  "cpo": Case(cpo.make, cpo.Config(label_smoothing=0.1), ACTOR, preferences),
+  "simpo": Case(simpo.make, simpo.Config(), ACTOR, preferences),
+  "alphapo": Case(alphapo.make, alphapo.Config(), ACTOR, preferences),
+  "orpo": Case(orpo.make, orpo.Config(), ACTOR, preferences),
+  "pl_dpo": Case(pl_dpo.make, pl_dpo.Config(), ACTOR, rankings),
+  "ppo": Case(ppo.make, ppo.Config(**PPO), ACTOR, rollouts),
   "ppo, separate critic, bootstrap": Case(
-    ppo.make(SEPARATE),
+    ppo.make,
     ppo.Config(truncation="bootstrap", **PPO),
     {"model": ACTOR["model"], "critic": params_of(3, value_head=True)},
     rollouts,
+    SEPARATE,
   ),
 }
 every_algorithm = pytest.mark.parametrize("name", CASES)
 
 
 @functools.cache
-def train_step(name: str, accumulate: int = 1):
+def train_step(name: str, accumulate: int = 1, packed: bool = False):
   case = CASES[name]
+  model = packing(case.model) if packed else case.model
   return jax.jit(
     step.make_train_step(
-      case.algorithm,
+      case.make(model),
       optax.trace(decay=0.0),  # plain gradient descent that remembers its last gradient
       epochs=getattr(case.config, "epochs", 1),
       accumulate=accumulate,
@@ -164,9 +221,10 @@ def initial(name: str):
   )
 
 
-def learned(name: str, batch, accumulate: int = 1):
+def learned(name: str, batch, accumulate: int = 1, packed: bool = False):
   """The last gradient, the metrics and the algorithm's own state after one step."""
-  state, metrics = train_step(name, accumulate)(initial(name), FROZEN, batch, CASES[name].config)
+  run = train_step(name, accumulate, packed)
+  state, metrics = run(initial(name), FROZEN, batch, CASES[name].config)
   values = {key: metric.value for key, metric in metrics.items()}
   return jax.device_get((state.opt_state.trace, values, state.extra))
 
@@ -211,43 +269,74 @@ def test_neither_accumulation_nor_devices_change_anything(name, accumulate, devi
     assert_same(learned(name, batch, accumulate), plainly(name))
 
 
+def everywhere(change, batch):
+  """`change` applied to all `Sequences` of a batch, however deep."""
+  rows = lambda x: isinstance(x, types.Sequences)
+  return jax.tree.map(lambda x: change(x) if rows(x) else x, batch, is_leaf=rows)
+
+
 @every_algorithm
 def test_what_stands_in_the_padding_changes_nothing(name):
-  layout = Layout("left", 3)
-  batch = CASES[name].batch(layout)
-
   def garbage(rows: types.Sequences):
     padding = rows.segments == 0
     return rows.replace(
       tokens=jnp.where(padding, 5, rows.tokens), positions=jnp.where(padding, 9, rows.positions)
     )
 
-  if isinstance(batch, types.PreferenceBatch):
-    batch = batch.replace(chosen=garbage(batch.chosen), rejected=garbage(batch.rejected))
-  elif isinstance(batch, types.Rollout):
-    batch = batch.replace(sequences=garbage(batch.sequences))
-  else:
-    batch = garbage(batch)
-  assert_same(learned(name, batch), plainly(name))
+  batch = CASES[name].batch(Layout("left", 3))
+  assert_same(learned(name, everywhere(garbage, batch)), plainly(name))
+
+
+def two_to_a_row(rows: types.Sequences) -> types.Sequences:
+  """The second half of the rows beside the first, as segments of their own."""
+  half = len(rows.tokens) // 2
+  beside = lambda x: jnp.concatenate([x[:half], x[half:]], axis=1)
+  later = jnp.where(rows.segments > 0, rows.segments + 1, 0)
+  segments = jnp.concatenate([rows.segments[:half], later[half:]], axis=1)
+  return jax.tree.map(beside, rows).replace(segments=segments)
+
+
+def packing(policy: types.Policy) -> types.Policy:
+  """The policy, but that it reads two examples in every row."""
+
+  def unpacked(stats):
+    return jax.tree.map(lambda x: jnp.concatenate(jnp.split(x, 2, axis=1)), stats)
+
+  return types.Policy(
+    lambda p, f, rows, t: unpacked(policy.evaluate(p, f, two_to_a_row(rows), t)),
+    lambda p, q, f, rows, t: unpacked(policy.compare(p, q, f, two_to_a_row(rows), t)),
+  )
+
+
+# A reward model reads a row at its last token, so it takes an example a row.
+@pytest.mark.parametrize("name", [n for n in CASES if isinstance(CASES[n].model, types.Policy)])
+def test_packing_changes_nothing(name):
+  assert_same(learned(name, CASES[name].batch(PLAIN), packed=True), plainly(name))
+
+
+# The log-probabilities of a batch, each with the sequences that it belongs to.
+BELONGS = {
+  "ref_chosen_logps": "chosen",
+  "ref_rejected_logps": "rejected",
+  "ref_logps": "answers",
+  "ref_mismatched_logps": "mismatched",
+}
 
 
 def poisoned(batch, value):
-  """Every float32[B, T] of the batch set to `value` where no token was chosen."""
-
-  def poison(x, mask):
-    return x if x is None else jnp.where(mask > 0, x, value)
-
-  if isinstance(batch, types.PreferenceBatch):
-    return batch.replace(
-      ref_chosen_logps=poison(batch.ref_chosen_logps, batch.chosen.response_mask),
-      ref_rejected_logps=poison(batch.ref_rejected_logps, batch.rejected.response_mask),
-    )
-  if isinstance(batch, types.Sequences):
+  """Every number a token of the batch set to `value` where no token was chosen."""
+  if not hasattr(batch, "__dataclass_fields__") or isinstance(batch, types.Sequences):
     return batch
-  mask = batch.sequences.response_mask
-  per_token = lambda x: hasattr(x, "shape") and x.dtype == jnp.float32 and x.shape == mask.shape
-  fields = {f: getattr(batch, f) for f in batch.__dataclass_fields__ if f != "sequences"}
-  return batch.replace(**{f: poison(x, mask) for f, x in fields.items() if per_token(x)})
+  fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+
+  def poison(name, x):
+    rows = fields.get(BELONGS.get(name, "sequences"))
+    if rows is None or not hasattr(x, "dtype") or x.dtype != jnp.float32:
+      return poisoned(x, value)
+    mask = rows.response_mask
+    return jnp.where(mask > 0, x, value) if x.shape == mask.shape else x
+
+  return batch.replace(**{name: poison(name, x) for name, x in fields.items()})
 
 
 @every_algorithm

@@ -15,12 +15,37 @@ import numpy as np
 import pytest
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import alphapo, bco, cpo, dpo, kto, orpo, ppo, sft, simpo
-from rlhf_jax.ops import kl, logprobs, preference, returns, sampling, stats
+from rlhf_jax.algorithms import (
+  alphapo,
+  bco,
+  cpo,
+  dpo,
+  kto,
+  orpo,
+  ppo,
+  reward_from_rankings,
+  reward_from_tokens,
+  reward_model,
+  sft,
+  simpo,
+)
+from rlhf_jax.evaluation import ranking
+from rlhf_jax.ops import kl, logprobs, preference, returns, reward, sampling, stats
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-6
-LIBRARIES = ("rlax", "tunix", "openrlhf", "trl", "trl_1_16", "transformers")
+LIBRARIES = (  # a file of tests/golden each
+  "rlax",
+  "tunix",
+  "openrlhf",
+  "openrlhf_0_8",
+  "trl",
+  "trl_1_16",
+  "open_instruct",
+  "choix",
+  "statsmodels",
+  "transformers",
+)
 
 
 def sequences(mask):
@@ -194,13 +219,107 @@ def orpo_pairs(x, *, beta):
   return with_gradient(loss, logps_w=x["logps_w"], logps_l=x["logps_l"])
 
 
-def bradley_terry(x):
-  loss = lambda chosen, rejected: jnp.mean(preference.bradley_terry_loss(chosen, rejected))
+# A reward model whose parameters are the scores themselves, a row or a token each.
+def scores_of(params, frozen, sequences):
+  return params["scores"]
+
+
+TABLE_SCORER = types.Scorer(scores_of, outputs=scores_of, tokens=scores_of)
+
+
+def reward_loss(module, config, scores, batch, link=None):
+  """The sum of a reward model's terms, float32[], from scores alone."""
+  params = {"scores": scores} if link is None else {"scores": scores, "link": link}
+  terms, _ = module.make(TABLE_SCORER).loss(params, {}, batch, config, {})
+  return sum(term.value for term in terms.values())
+
+
+def bradley_terry(x, *, margin=False, centering=None):
+  rows = sequences(jnp.ones((len(x["chosen"]), 2)))
+  batch = types.PreferenceBatch(
+    rows,
+    rows,
+    preference=jnp.ones(len(x["chosen"])),
+    margin=x["margin"] if margin else jnp.zeros(len(x["chosen"])),
+  )
+  config = reward_model.Config(margin=margin, centering=centering)
+
+  def loss(chosen, rejected):
+    return reward_loss(reward_model, config, jnp.concatenate([chosen, rejected]), batch)
+
   mean, gradient = jax.value_and_grad(loss, argnums=(0, 1))(x["chosen"], x["rejected"])
   return {
     "mean_loss": mean,
     "gradient": dict(zip(("chosen", "rejected"), gradient, strict=True)),
   }
+
+
+def row_losses(loss, scores):
+  """Each row's loss and the mean over rows, from `loss(scores)` float32[rows]; the gradient is the mean's."""
+  return {
+    "losses": loss(scores),
+    "mean_loss": jnp.mean(loss(scores)),
+    "gradient": {"scores": jax.grad(lambda s: jnp.mean(loss(s)))(scores)},
+  }
+
+
+def rankings(x, **settings):
+  """The algorithm's own loss of each ranking alone; items are answers of one token, all different."""
+  config = reward_from_rankings.Config(**settings)
+  ranks = x["ranks"].astype(jnp.int32)
+  tokens = jnp.broadcast_to(jnp.arange(ranks.shape[1])[:, None], (*ranks.shape, 1))
+  answers = types.Sequences.from_mask(tokens, jnp.ones_like(tokens), jnp.ones_like(tokens))
+
+  def loss(scores):
+    one = lambda i: reward_loss(
+      reward_from_rankings,
+      config,
+      scores,
+      types.RankingBatch(jax.tree.map(lambda a: a[i : i + 1], answers), ranks[i : i + 1]),
+    )
+    return jnp.stack([one(i) for i in range(len(ranks))])
+
+  return row_losses(loss, x["scores"])
+
+
+def top_one(x):
+  offered, winners = x["offered"], x["winners"].astype(jnp.int32)
+  first = jax.nn.one_hot(winners, offered.shape[1])
+  ranks = (2.0 * offered - first).astype(jnp.int32)  # the winner first, the others offered second
+  return rankings({"scores": x["scores"], "ranks": ranks}, loss="top_one", unranked="ignored")
+
+
+def comparisons(x):
+  winner, loser = x["pairs"].astype(jnp.int32).T
+
+  def loss(scores):
+    return preference.bradley_terry_loss(scores[winner], scores[loser])
+
+  return row_losses(loss, x["scores"])
+
+
+def abilities(x):
+  return {"abilities": jnp.asarray(ranking.bradley_terry(np.asarray(x["wins"], float)).abilities)}
+
+
+def ordered_classes(x):
+  cutpoints, labels = x["cutpoints"], x["labels"].astype(jnp.int32)
+  link = {"first": cutpoints[0], "log_gaps": jnp.log(jnp.diff(cutpoints))}
+
+  def loss(scores):
+    return reward.cumulative_link_loss(scores, labels, reward.cutpoints(link))
+
+  return row_losses(loss, x["scores"])
+
+
+def process_labels(x):
+  batch = types.LabelledBatch(
+    sequences(jnp.ones_like(x["mask"])), jnp.where(x["mask"] > 0, x["labels"], jnp.nan)
+  )
+  config = reward_from_tokens.Config()
+  loss = lambda scores: reward_loss(reward_from_tokens, config, scores, batch)
+  mean, gradient = jax.value_and_grad(loss)(x["scores"])
+  return {"mean_loss": mean, "gradient": {"scores": gradient}}
 
 
 def sft_loss(x):
@@ -284,6 +403,14 @@ OURS = {
   "cpo": cpo_pairs,
   "orpo": orpo_pairs,
   "bradley_terry": bradley_terry,
+  "log_exp": bradley_terry,
+  "bradley_terry_pairs": comparisons,
+  "plackett_luce": lambda x: rankings(x, unranked="ignored"),
+  "plackett_luce_top_k": lambda x: rankings(x, unranked="below"),
+  "top_one": top_one,
+  "abilities": abilities,
+  "cumulative_link": ordered_classes,
+  "process_labels": process_labels,
   "sft": sft_loss,
   "kl": kl_estimate,
   "token_logps": token_logps,
@@ -323,7 +450,9 @@ def errors(case) -> tuple[dict, dict]:
 @pytest.mark.parametrize(
   "case",
   [
-    pytest.param(case, id=f"{golden['library']}: {case['kind']}, {case['name']}")
+    pytest.param(
+      case, id=f"{golden['library']} {golden['version'][:8]}: {case['kind']}, {case['name']}"
+    )
     for golden, case in cases()
   ],
 )

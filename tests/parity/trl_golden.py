@@ -298,36 +298,6 @@ def record_bco():
     )
 
 
-def record_weighted_bco():
-  """Underlying distribution matching, with the weights of the undesirable rows given."""
-  inputs = {key: record.judgements()[key] for key in ("logps", "ref_logps", "labels")}
-  inputs["weights"] = record.grid([1, 0.5, 1, 1, 1.75, 0.25, 1])
-  x = {key: tensor(inputs[key], key == "logps") for key in inputs}
-  sides = rows(x, "logps", "ref_logps", "weights")
-  trainer = SimpleNamespace(
-    accelerator=SimpleNamespace(device="cpu"),
-    beta=0.1,
-    running=running_mean(),
-    match_underlying_distribution=True,
-    _get_udm_weight=lambda embeddings: embeddings,
-  )
-  losses, *_, delta = BCOTrainer.bco_loss(
-    trainer, *sides["logps"], *sides["ref_logps"], *sides["weights"]
-  )
-  losses.mean().backward()
-  GOLDEN.case(
-    "bco",
-    "given weights",
-    "trl.experimental.bco.BCOTrainer.bco_loss",
-    inputs,
-    dict(mean_loss=losses.mean().detach(), losses=in_order(inputs["labels"], losses)),
-    settings=dict(beta=0.1, delta=float(delta)),
-    gradients=dict(logps=x["logps"].grad),
-    note="weights multiply the undesirable rows' losses and are 1 for the others; delta ignores them; the "
-    "mean divides by the number of rows, not by the sum of the weights",
-  )
-
-
 def record_reward_loss():
   margin = record.grid([0.0, 0.5, 1.0, 2.0, 0.25, 3.0])
   for name, inputs, settings in (
@@ -411,7 +381,6 @@ if __name__ == "__main__":
   record_dpo()
   record_kto()
   record_bco()
-  record_weighted_bco()
   record_reward_loss()
   record_statistics()
   record_logps()
