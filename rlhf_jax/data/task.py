@@ -17,7 +17,7 @@ FILES = ("sft", "feedback", "held_out", "prompts", "test")  # fields of `Setting
 class Settings:
   """Which data, and how long."""
 
-  source: str = option("reviews", choices=("reviews", "files"))
+  source: str = option("reviews", choices=("reviews", "chitchat", "files"))
   # Of a text to train on; longer ones are cut (reviews) or skipped (files).
   max_tokens: int = option(128, at_least=2)
   # Of a held-out review that the reward model is measured on; longer ones are cut.

@@ -2,6 +2,7 @@
 
 `reviews`: food reviews with star labels. SFT learns their text, the stars are the feedback, prompts
 are the openings of reviews.
+`chitchat`: conversations with ratings on three scales; prompts are their openings (docs/chitchat.md).
 `files`: your own, JSON Lines, JSON, CSV, Parquet or a saved `datasets` folder (`data/files.py`): `sft`, `feedback`,
 `held_out`, `prompts` and `test`. What their rows hold is told by their columns (`data/feedback.py`, docs/feedback.md):
 feedback may be pairs, rankings, ratings, classes, marks, corrections, marked spans or labelled steps, and is
@@ -11,11 +12,15 @@ converted to what an algorithm learns from where it can be (`data/convert.py`).
 from __future__ import annotations
 
 from rlhf_jax.config import suggest
-from rlhf_jax.data import from_files, from_reviews
+from rlhf_jax.data import from_chitchat, from_files, from_reviews
 from rlhf_jax.data.task import Settings as Settings
 from rlhf_jax.data.task import Task
 
-SOURCES = {"reviews": from_reviews.build, "files": from_files.build}
+SOURCES = {
+  "reviews": from_reviews.build,
+  "chitchat": from_chitchat.build,
+  "files": from_files.build,
+}
 
 
 def load_task(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> Task:
