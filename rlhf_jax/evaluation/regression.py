@@ -21,11 +21,16 @@ FEWEST = 4  # items that a rank correlation is computed of
 
 
 class Texts(NamedTuple):
-  """Rated texts; `lengths` counts the words of the whole thing that was rated, where `texts` are cut."""
+  """Rated texts."""
 
-  texts: Sequence[str]
+  whole: Sequence[str]  # what was rated
+  read: Sequence[str]  # as much of it as the reward model reads
   labels: np.ndarray  # float[N, A]
-  lengths: np.ndarray  # float[N]
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Words of the whole, int[N]."""
+    return np.asarray([len(text.split()) for text in self.whole])
 
 
 class TfidfRidge(NamedTuple):
@@ -117,16 +122,19 @@ def baselines(train: Texts, test: Texts) -> dict[str, np.ndarray]:
   """Scores float64[N, A] of the test's texts by what needs no language model.
 
   length        the number of words
-  tfidf         TF-IDF and ridge on the text that the reward model reads
+  tfidf         TF-IDF and ridge on the whole texts
   tfidf_length  the same with log length
+  tfidf_read    TF-IDF and ridge on what the reward model reads
   """
-  by_words = TfidfRidge.fit(train.texts, train.labels)
-  by_both = TfidfRidge.fit(train.texts, train.labels, train.lengths)
   A = np.shape(test.labels)[1]
+  words = TfidfRidge.fit(train.whole, train.labels)
+  both = TfidfRidge.fit(train.whole, train.labels, train.lengths)
+  read = TfidfRidge.fit(train.read, train.labels)
   return {
-    "length": np.repeat(np.asarray(test.lengths, np.float64)[:, None], A, axis=1),
-    "tfidf": by_words.score(test.texts),
-    "tfidf_length": by_both.score(test.texts, test.lengths),
+    "length": np.repeat(test.lengths[:, None].astype(np.float64), A, axis=1),
+    "tfidf": words.score(test.whole),
+    "tfidf_length": both.score(test.whole, test.lengths),
+    "tfidf_read": read.score(test.read),
   }
 
 
@@ -138,13 +146,12 @@ def compare(
   Rank correlation of each, the reward model's beyond length, and by how much it exceeds each other.
   """
   results: dict[str, float] = {}
+  lengths = test.lengths
   for a, attribute in enumerate(attributes):
     labels, mine = test.labels[:, a], scores[:, a]
     rows = {
       f"reward_model/{attribute}_spearman": spearman(mine, labels),
-      f"reward_model/{attribute}_spearman_beyond_length": partial_spearman(
-        mine, labels, test.lengths
-      ),
+      f"reward_model/{attribute}_spearman_beyond_length": partial_spearman(mine, labels, lengths),
     }
     for name, other in others.items():
       rows[f"{name}/{attribute}_spearman"] = spearman(other[:, a], labels)
