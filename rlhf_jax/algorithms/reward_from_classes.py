@@ -44,7 +44,8 @@ def begin(config: Config, labels: np.ndarray) -> Beginning:
     )
   share = np.bincount(given.astype(int)) / len(given)
   cutpoints = special.logit(np.cumsum(share)[:-1])
-  return Beginning(link={"first": cutpoints[0], "log_gaps": np.log(np.diff(cutpoints))})
+  gaps = {"log_gaps": np.log(np.diff(cutpoints))} if len(cutpoints) > 1 else {}
+  return Beginning(link={"first": cutpoints[0], **gaps})
 
 
 def make(scorer: Scorer) -> Algorithm:

@@ -81,11 +81,13 @@ def make_scorer(
   lora_scale: float = 1.0,
   reading: Reading = AT_THE_END,
   lines: steps.Lines | None = None,
+  combine: str = "mean",
 ) -> Scorer:
   """`model` as a reward model: `params["reward_head"]` on its hidden states, read as `reading` says.
 
   A tree with a "base" of its own stands on that instead of the one shared in `frozen`. `lines` tells where
-  steps end, for a reading of steps.
+  steps end, for a reading of steps. `combine` says how the scores of a tree's "members" make one, by
+  `params["disagreement_coef"]` where that needs a number.
   """
   if reading.steps and lines is None:
     raise ValueError("a reward read at the end of steps needs `lines`, made from a tokenizer.")
@@ -109,17 +111,41 @@ def make_scorer(
     if reading.aggregate is None:
       said = outputs(params, frozen, sequences)
       weights = reading.weights or (1.0 / said.shape[1],) * said.shape[1]
-      scores = jnp.sum(said * jnp.asarray(weights)[None], axis=1)
-    else:
-      chosen = sequences.response_mask
-      where = steps.ends(lines, sequences.tokens, chosen) if reading.steps else chosen
-      scores = reward.AGGREGATES[reading.aggregate](tokens(params, frozen, sequences), where)
-    normalization = params.get("normalization")
-    return (
-      scores if normalization is None else normalization["gain"] * scores + normalization["bias"]
-    )
+      return jnp.sum(said * jnp.asarray(weights)[None], axis=1)
+    chosen = sequences.response_mask
+    where = steps.ends(lines, sequences.tokens, chosen) if reading.steps else chosen
+    return reward.AGGREGATES[reading.aggregate](tokens(params, frozen, sequences), where)
 
-  return Scorer(score, outputs, tokens)
+  def normalized(params, frozen, sequences: Sequences) -> Array:
+    return _normalized(params, score(params, frozen, sequences))
+
+  def each(function, params, *args) -> Array:
+    """`function` of every member, [M, ...]; what they share, such as the trunk, is computed once."""
+    shared = {n: x for n, x in params.items() if n not in ("members", "normalization")}
+    return jax.vmap(lambda member: function({**shared, **member}, *args))(params["members"])
+
+  def combined(params, *args) -> Array:
+    if "members" not in params:
+      return normalized(params, *args)
+    scores = each(normalized, params, *args)  # [M, B]
+    together = reward.COMBINATIONS[combine](scores, params["disagreement_coef"])
+    return _normalized(params, together)
+
+  def mean(function):
+    def of_members(params, *args) -> Array:
+      alone = "members" not in params
+      return function(params, *args) if alone else jnp.mean(each(function, params, *args), axis=0)
+
+    return of_members
+
+  return Scorer(combined, mean(outputs), mean(tokens))
+
+
+def _normalized(params: Params, scores: Array) -> Array:
+  gain_and_bias = params.get("normalization")
+  if gain_and_bias is None:
+    return scores
+  return gain_and_bias["gain"] * scores + gain_and_bias["bias"]
 
 
 def _trunk(model, lora_scale, adapter, base, sequences):

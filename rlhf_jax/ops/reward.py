@@ -121,8 +121,9 @@ def top_one_loss(scores: Array, ranks: Array, unranked: Array) -> Array:
 
 
 def cutpoints(link: dict) -> Array:
-  """The ordered cutpoints float32[K − 1] of K classes, from a first one and the logarithms of the gaps."""
-  return link["first"] + jnp.pad(jnp.cumsum(jnp.exp(link["log_gaps"])), (1, 0))
+  """The ordered cutpoints float32[K − 1] of K classes, from a first one and the logarithms of the gaps, if any."""
+  gaps = jnp.exp(link["log_gaps"]) if "log_gaps" in link else jnp.zeros(0)
+  return link["first"] + jnp.pad(jnp.cumsum(gaps), (1, 0))
 
 
 def cumulative_link_loss(scores: Array, classes: Array, cutpoints: Array) -> Array:
@@ -160,6 +161,17 @@ AGGREGATES = {
   "min": _lowest,
   "product": lambda z, mask: stats.row_sum(log_sigmoid(z), mask),
   "last": _last,
+}
+
+
+# Each maps the scores of M members float32[M, B] and λ to float32[B].
+COMBINATIONS = {
+  "mean": lambda scores, coef: jnp.mean(scores, axis=0),
+  "min": lambda scores, coef: jnp.min(scores, axis=0),
+  "penalized": lambda scores, coef: jnp.mean(scores, axis=0) - coef * jnp.std(scores, axis=0),
+  "penalized_variance": lambda scores, coef: (
+    jnp.mean(scores, axis=0) - coef * jnp.var(scores, axis=0)
+  ),
 }
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
@@ -48,11 +51,15 @@ def run(
   frozen: Params,
   batches: Batches,
   finish: Callable = lambda state: state,
+  members: Callable = lambda tx, train_step: (tx, train_step),
 ) -> TrainState:
-  """Trains through `batches` from the newest checkpoint on; returns the last state."""
+  """Trains through `batches` from the newest checkpoint on; returns the last state.
+
+  `members` makes the optimizer and the step of one model those of several at once.
+  """
   assert_divides(setup, stage, settings)
   tx = optimizer.make_optimizer(optim, batches.steps)
-  step_function = make_train_step(algorithm, tx, accumulate=settings.accumulate)
+  tx, step_function = members(tx, make_train_step(algorithm, tx, accumulate=settings.accumulate))
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
 
   def iterate(state, step):
@@ -105,19 +112,56 @@ def padded(
 
   With `ref_logps` the reference's log-probabilities come with the batch.
   """
-  epochs = []
-  for epoch in range(math.ceil(settings.epochs)):
-    epochs.append(
-      examples.batches_by_width(
-        records(epoch), settings.batch_size, settings.widths, (*seed, epoch)
-      )
-    )
-  batches = [batch for epoch in epochs for batch in epoch]
+  plan = _plan(records, settings, seed)
   return Batches(
-    steps=min(len(batches), _steps(settings, len(epochs[0]))),
-    at=lambda step: examples.collate_records(batches[step][1], batches[step][0], ref_logps),
-    ids=lambda step: [record.id for record in batches[step][1]],
+    steps=len(plan),
+    at=lambda step: examples.collate_records(plan[step][1], plan[step][0], ref_logps),
+    ids=lambda step: [record.id for record in plan[step][1]],
   )
+
+
+def bootstrapped(
+  records: Callable[[int], list[Record]], settings: Settings, seed: tuple[int, ...], members: int
+) -> Batches:
+  """`padded` for several members that each draw their own records, with replacement (Efron 1979).
+
+  A member draws the same places in the records of every epoch. In every array of a batch the members
+  stand second, after the rows: [B, M, ...].
+  """
+
+  def drawn(member: int, epoch: int) -> list[Record]:
+    known = records(epoch)
+    places = np.random.default_rng((*seed, member)).integers(0, len(known), len(known))
+    return [known[i] for i in places]
+
+  plans = [_plan(lambda epoch, m=m: drawn(m, epoch), settings, (*seed, m)) for m in range(members)]
+  widths = sorted({width for width, _ in _plan(records, settings, seed)})
+  rows = lambda step: [record for plan in plans for record in plan[step][1]]
+
+  def at(step: int):
+    needed = max(plan[step][0] for plan in plans)
+    width = min([w for w in widths if w >= needed], default=needed)  # few, for each compiles
+    batch = examples.collate_records(rows(step), width)
+    apart = lambda x: np.swapaxes(x.reshape(members, -1, *x.shape[1:]), 0, 1)
+    return jax.tree.map(apart, batch)
+
+  return Batches(
+    steps=min(len(plan) for plan in plans),
+    at=at,
+    ids=lambda step: [record.id for record in rows(step)],
+  )
+
+
+def _plan(
+  records: Callable[[int], list[Record]], settings: Settings, seed: tuple[int, ...]
+) -> list[tuple[int, list[Record]]]:
+  """Of each step, the width of its batch and the batch's records."""
+  epochs = [
+    examples.batches_by_width(records(epoch), settings.batch_size, settings.widths, (*seed, epoch))
+    for epoch in range(math.ceil(settings.epochs))
+  ]
+  steps = _steps(settings, len(epochs[0]))
+  return [batch for epoch in epochs for batch in epoch][:steps]
 
 
 def _steps(settings: Settings, an_epoch: float) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_jax.config import from_dict, hyperparameters, split, suggest
 from rlhf_jax.data import tasks
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import answers, evaluate, offline, online, optimizer, setup
+from rlhf_jax.training import answers, ensemble, evaluate, offline, online, optimizer, setup
 
 STAGES = ("sft", "reward_model", "policy", "evaluation")
 SHARED = ("seed", "model", "lora", "data", "rollout", "start")  # what every stage depends on
@@ -49,7 +49,8 @@ def declared(section: str) -> tuple[type, ...]:
   module = setup.algorithm_module(section)
   if module.DATA == "rollouts":
     return module.Config, online.Settings, optimizer.Settings
-  return module.Config, offline.Settings, optimizer.Settings
+  shared = module.Config, offline.Settings, optimizer.Settings
+  return (*shared, ensemble.Settings) if module.TRAINS == "reward_model" else shared
 
 
 def fields(section: str) -> dict[str, tuple[Any, Any]]:

@@ -34,7 +34,7 @@ def assert_ready(setup: Setup) -> None:
   if "reward_model" in wanted:
     reward_model = options.reward_algorithm(setup.config)
     _assert_feedback(setup, reward_model)
-    stages.beginning(setup)
+    stages.reward_learner(setup)
     _assert_prompts(
       setup, "reward_model", "whose sampled answers fix the mean and scale of rewards"
     )
@@ -66,6 +66,10 @@ def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
   )
   for field in ("source", "random"):
     assert_same(f"model.{field}", run.config["model"].get(field), config["model"].get(field))
+  if stage == "reward_model":  # which is read as that run reads it
+    ours = config["algorithm"].get("reward_model")
+    theirs = options.reward_algorithm(run.config)
+    assert_same("algorithm.reward_model", theirs, ours or theirs)
   theirs, ours = (from_dict(Lora, c["lora"], where="lora") for c in (run.config, config))
   if (
     stage == "reward_model" and theirs.rank

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 import zlib
@@ -21,6 +20,7 @@ from rlhf_jax.models import decoder, lora, products, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
 from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.training import ensemble
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
@@ -176,15 +176,23 @@ def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, to
     config = RunDir(Path(start)).config
   name = config["algorithm"].get("reward_model", "reward_model")
   module = algorithm_module(name)
-  names = {f.name for f in dataclasses.fields(module.Config)}
-  own = {n: v for n, v in config.get(name, {}).items() if n in names}
-  settings = from_dict(module.Config, own, where=name)
-  reading = module.reading(settings) if hasattr(module, "reading") else Reading()
+  of = lambda cls: from_dict(
+    cls,
+    {n: v for n, v in config.get(name, {}).items() if n in cls.__dataclass_fields__},
+    where=name,
+  )
+  reading = module.reading(of(module.Config)) if hasattr(module, "reading") else Reading()
   lines = None
   if reading.steps:
     each = [[token] for token in range(len(tokenizer))]
     lines = steps.lines(tokenizer.batch_decode(each, skip_special_tokens=True))
-  return make_scorer(model, lora_scale=lora.scale, reading=reading, lines=lines)
+  return make_scorer(
+    model,
+    lora_scale=lora.scale,
+    reading=reading,
+    lines=lines,
+    combine=of(ensemble.Settings).combine,
+  )
 
 
 def algorithm_names() -> list[str]:

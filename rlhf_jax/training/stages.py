@@ -14,10 +14,10 @@ from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
-from rlhf_jax.training import answers, offline, online, options, sampling
+from rlhf_jax.training import answers, ensemble, offline, online, options, sampling
 from rlhf_jax.training.reference import reference_logps
 from rlhf_jax.training.setup import Setup, algorithm_module
-from rlhf_jax.types import Beginning, Params
+from rlhf_jax.types import Algorithm, Beginning, Params
 
 
 def sft(setup: Setup) -> Params:
@@ -41,24 +41,31 @@ def sft(setup: Setup) -> Params:
 
 
 def reward_model(setup: Setup, weights: Params) -> Params:
-  """Trains a reward model from `weights` on feedback; returns its `Scorer` parameters.
+  """Trains a reward model, or several at once, from `weights` on feedback; returns its `Scorer` parameters.
 
   Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
   """
   name = options.reward_algorithm(setup.config)
-  module = algorithm_module(name)
-  config, settings, optim = options.stage(setup.config, name)
-  base, trained, reference = setup.starting_point(weights, "reward_model")
-  frozen = {"base": base}
-  started = beginning(setup)
-  size = setup.model.config.hidden_size
-  head = heads.init_head(
-    setup.key("reward head"), size, std=(size + 1) ** -0.5, outputs=started.outputs
-  )
-  head["bias"] = head["bias"] + jnp.asarray(started.bias, jnp.float32)
-  params = {"model": trained, "reward_head": head}
-  if started.link is not None:
-    params["link"] = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), started.link)
+  form = algorithm_module(name).DATA
+  config, settings, optim, group = options.stage(setup.config, name)
+  base, _, reference = setup.starting_point(weights, "reward_model")
+  algorithm, started = reward_learner(setup)
+  frozen, order = {"base": base}, setup.order("reward_model")
+  records = lambda epoch: setup.task.feedback(form, epoch)
+
+  params = [_reward_member(setup, weights, started, group, i) for i in range(group.members)]
+  batches = offline.padded(records, settings, order)
+  how = {}
+  if group.members == 1:
+    params = params[0]
+  elif group.share == "trunk":
+    own = [{n: x for n, x in member.items() if n != "model"} for member in params]
+    params = {"model": params[0]["model"], "members": ensemble.stacked(own)}
+  else:
+    params = ensemble.stacked(params)
+    how["members"] = lambda tx, step: ensemble.at_once(tx, step, group.bootstrap)
+    if group.bootstrap:
+      batches = offline.bootstrapped(records, settings, order, group.members)
 
   def normalize(state):
     prompts = setup.task.prompts
@@ -68,41 +75,56 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     chosen = [prompts[i] for i in rows]
     written = sampling.sample(
       setup, base, reference["model"], chosen, "normalization", batch_size=128
-    )
-    scores = sampling.score(
-      setup, {**state.params, **state.extra}, frozen, written.sequences, batch_size=128
-    )
-    return state.replace(
-      extra={"normalization": heads.normalize(state.extra["normalization"], scores)}
-    )
+    ).sequences
+    score = lambda params: sampling.score(setup, params, frozen, written, batch_size=128)
+    return state.replace(extra=ensemble.normalize(group, state.params, score))
 
   state = offline.run(
     setup,
     "reward_model",
-    module.make(setup.scorer)._replace(
-      init_extra=lambda params, config: {"normalization": heads.unnormalized()}
-    ),
+    algorithm._replace(init_extra=lambda params, config: ensemble.unnormalized(group)),
     config,
     settings,
     optim,
     params=params,
     frozen=frozen,
-    batches=offline.padded(
-      lambda epoch: setup.task.feedback(module.DATA, epoch), settings, setup.order("reward_model")
-    ),
+    batches=batches,
     finish=normalize,
+    **how,
   )
-  return {**state.params, **state.extra}
+  return ensemble.scoring(group, state.params, state.extra)
 
 
-def beginning(setup: Setup) -> Beginning:
-  """What the reward model of `setup` starts from. Raises ValueError for feedback that it cannot learn from."""
+def reward_learner(setup: Setup) -> tuple[Algorithm, Beginning]:
+  """What trains the reward model of `setup`, and from what.
+
+  Raises ValueError for feedback or an ensemble that it cannot learn from.
+  """
   name = options.reward_algorithm(setup.config)
   module = algorithm_module(name)
+  config, *_, group = options.stage(setup.config, name)
+  algorithm = module.make(setup.scorer)
+  if group.members > 1 and group.share == "trunk":
+    algorithm = ensemble.on_one_trunk(algorithm, name)
   if not hasattr(module, "begin"):
-    return Beginning()
-  config, *_ = options.stage(setup.config, name)
-  return module.begin(config, _labels(setup.task.feedback(module.DATA, 0)))
+    return algorithm, Beginning()
+  return algorithm, module.begin(config, _labels(setup.task.feedback(module.DATA, 0)))
+
+
+def _reward_member(
+  setup: Setup, weights: Params, started: Beginning, group: ensemble.Settings, member: int
+) -> Params:
+  """A fresh reward model; those whose weights will be averaged begin with one head."""
+  which = f" {member}" if member else ""
+  _, trained, _ = setup.starting_point(weights, f"reward_model{which}")
+  size = setup.model.config.hidden_size
+  key = setup.key("reward head" if group.combine == "average" else f"reward head{which}")
+  head = heads.init_head(key, size, std=(size + 1) ** -0.5, outputs=started.outputs)
+  head["bias"] = head["bias"] + jnp.asarray(started.bias, jnp.float32)
+  params = {"model": trained, "reward_head": head}
+  if started.link is not None:
+    params["link"] = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), started.link)
+  return params
 
 
 def _labels(records: list[examples.Record]) -> np.ndarray:

@@ -470,7 +470,7 @@ def test_two_classes_are_logistic_regression():
   of_classes = loss_of(
     reward_from_classes,
     reward_from_classes.Config(),
-    {"scores": scores, "link": dict(first=0.4, log_gaps=np.zeros(0))},
+    {"scores": scores, "link": dict(first=0.4)},
     labelled(labels),
   )
   of_marks = loss_of(
