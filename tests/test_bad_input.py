@@ -572,6 +572,13 @@ def a_start_of_a_stage_that_is_trained(run):
   run.train(start=dict(sft="x"))
 
 
+@refused("algorithm.reward_model='reward_model' and this run has 'reward_odin'; use the same")
+def a_starting_reward_model_of_another_kind(run):
+  start = run.another_run("reward_model")
+  algorithm = dict(name="ppo", reward_model="reward_odin")
+  run.train(stages=("sft", "policy"), start=dict(reward_model=start), algorithm=algorithm)
+
+
 # What only shows while training.
 
 
