@@ -241,12 +241,86 @@ def a_prompt_longer_than_the_limit(run):
 
 @skipped("line 5: 'chosen' and 'rejected' are the same text, so nothing is preferred")
 def a_pair_of_equal_answers(run):
-  return run.notes("feedback", *ROWS["feedback"], dict(prompt="ask", chosen="same", rejected="same"))
+  return run.notes(
+    "feedback", *ROWS["feedback"], dict(prompt="ask", chosen="same", rejected="same")
+  )
 
 
 @skipped("skipped 7 of 11 rows", "line 5: ", "line 9: ", "and 2 more")
 def more_bad_rows_than_are_listed(run):
   return run.notes("sft", *ROWS["sft"], *(["bad"] * 7))
+
+
+@refused("sft.txt is of no kind that is read; name it .jsonl", "after what it holds")
+def a_data_file_of_an_unknown_kind(run):
+  (run.folder / "sft.txt").write_text("ask answer")
+  run.train(data__sft=str(run.folder / "sft.txt"))
+
+
+@refused("feedback.json is not JSON", "an object a line in a .jsonl file")
+def a_broken_list_of_rows(run):
+  (run.folder / "feedback.json").write_text("[{")
+  run.train(data__feedback=str(run.folder / "feedback.json"))
+
+
+@refused("feedback.parquet is not a Parquet file", "write it again")
+def a_table_that_is_none(run):
+  (run.folder / "feedback.parquet").write_bytes(b"PAR1")
+  run.train(data__feedback=str(run.folder / "feedback.parquet"))
+
+
+@refused("is a folder that datasets.save_to_disk has not written", "or give a file")
+def a_folder_instead_of_a_file(run):
+  (run.folder / "feedback").mkdir()
+  run.train(data__feedback=str(run.folder / "feedback"))
+
+
+@refused("feedback.csv has no usable row", "each row should be one with prompt, chosen, rejected")
+def a_table_of_headings_alone(run):
+  (run.folder / "feedback.csv").write_text("prompt,chosen,rejected\n")
+  run.train(data__feedback=str(run.folder / "feedback.csv"))
+
+
+@refused("stage reward_model needs pairs, and there are none; set data.feedback")
+def feedback_that_becomes_none_of_the_wanted_form(run):
+  run.write("feedback", *(dict(prompt="ask", completion=text, label=True) for text in TEXTS))
+  run.train()
+
+
+def row(says: str, **fields):
+  """Registers the case that a fifth line of the feedback is this row."""
+  make = lambda run: run.notes("feedback", *ROWS["feedback"], fields)
+  says = f"feedback.jsonl: skipped 1 of 5 rows; line 5: {says}"
+  CASES[f"feedback {fields}"] = Case(make, (says,), None)
+
+
+USER, ANSWER = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}
+row("its fields ('a') are those of no form of feedback; see docs/feedback.md", a=1)
+row(
+  "spans[0] goes from 1 to 4, and the response has 3 characters",
+  prompt="ask",
+  response="yes",
+  spans=[dict(start=1, end=4)],
+)
+row("field 'ranks' holds 1 values for 2 answers", prompt="a", responses=["b", "c"], ranks=[1])
+row("strength is 5; it lies between -3 and 3", prompt="a", chosen="b", rejected="c", strength=5)
+row("rating is 'high'; it should be a finite number", prompt="a", response="b", rating="high")
+row("class 'good' has no place; set data.classes", prompt="a", response="b", **{"class": "good"})
+row("label is 'yes'; it should be true or false", prompt="a", completion="b", label="yes")
+row("labels[0] is 'ok'; it should be true or false", prompt="a", steps=["b"], labels=["ok"])
+row("'correction' is the response unchanged", prompt="a", response="b", correction="b")
+row(
+  "The tokenizer has no chat template",
+  chosen=[USER, ANSWER],
+  rejected=[USER, ANSWER | {"content": "no"}],
+)
+row("field 'chosen' has no assistant message", chosen=[USER], rejected=[USER, ANSWER])
+row("36 tokens exceed data.max_tokens=32", prompt="ask", responses=["x" * 32, "y"], ranks=[1, 2])
+
+
+@skipped("prompts.jsonl", "line 5: field 'messages' should end with a user turn")
+def a_prompt_that_is_answered_already(run):
+  return run.notes("prompts", *ROWS["prompts"], dict(messages=[USER, ANSWER]))
 
 
 @refused("stage sft needs texts", "set data.sft, a file of them")
@@ -352,7 +426,7 @@ option("lora.rank", -1, "lora.rank=-1 should be at least 0")
 option("lora", dict(rank=2, targets=("q", "gat")), "lora target 'gat'", "it has down, gate, k")
 option("lora", dict(rank=2, targets=()), "lora.targets is empty", "lora.rank=0")
 option("model.dtype", "float16", "model.dtype='float16' is not one of 'float32', 'bfloat16'")
-option("data.source", "json", "data.source='json' is not one of 'reviews', 'files'")
+option("data.source", "json", "data.source='json' is not one of 'reviews', 'chitchat', 'files'")
 option("seed", "one", "config.seed='one' should be of type int")
 option("seed", -1, "config.seed=-1 should be at least 0")
 option("algorithm.name", "pppo", "algorithm.name='pppo' is not an algorithm; did you mean ppo")

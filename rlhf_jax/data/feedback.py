@@ -237,7 +237,7 @@ def _sides(row: Row) -> tuple[str | Turns, str | Turns, str | Turns]:
   chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
   if isinstance(chosen, str) != isinstance(rejected, str):
     raise ValueError("'chosen' and 'rejected' should both be texts, or both be lists of messages")
-  if "prompt" in row and not (fields.is_whole(chosen) and isinstance(row["prompt"], str)):
+  if "prompt" in row and not fields.is_whole(chosen, row):
     before = fields.content(row, "prompt")
     first, second = (
       fields.joined(before, chosen, "chosen"),
@@ -362,7 +362,7 @@ def _answer(row: Row, id: str, field: str | None = None) -> Text:
     if "messages" in row and not {"prompt", field} & row.keys():
       return Text(id, *fields.after_last_user(fields.content(row, "messages"), "messages"))
   answer = fields.content(row, field)
-  if fields.is_whole(answer) and isinstance(row.get("prompt", ""), str):
+  if fields.is_whole(answer, row):
     return Text(id, *fields.after_last_user(answer, field))
   return Text(id, *fields.joined(fields.content(row, "prompt"), answer, field))
 

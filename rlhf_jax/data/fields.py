@@ -33,9 +33,17 @@ def after_last_user(turns: Turns, field: str) -> tuple[Turns, Turns]:
   return turns[: last + 1], turns[last + 1 :]
 
 
-def is_whole(answer: str | Turns) -> bool:
-  """Whether it is a conversation that holds its own prompt."""
-  return not isinstance(answer, str) and answer[0]["role"] in ("system", "user")
+def is_whole(answer: str | Turns, row: Row) -> bool:
+  """Whether `answer` is a conversation that holds its own prompt; a `prompt` of the row is then found in it."""
+  if isinstance(answer, str) or answer[0]["role"] not in ("system", "user"):
+    return False
+  before = content(row, "prompt") if "prompt" in row else ()
+  if not isinstance(before, str):
+    return answer[: len(before)] == before
+  asked = [turn.get("content") for turn in answer if turn["role"] == "user"]
+  if before not in asked:
+    raise ValueError("'prompt' is none of the user's turns in the conversations beside it")
+  return True
 
 
 def assert_answered(turns: Turns, field: str) -> None:

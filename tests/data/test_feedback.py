@@ -37,6 +37,18 @@ LAYOUTS = {
     dict(prompt="Q", chosen=[USER, YES], rejected=[USER, NO]),
     [pair(**TURNS)],
   ),
+  "pairs of conversations whose first turns are said twice": (
+    dict(prompt=[USER], chosen=[USER, YES], rejected=[USER, NO]),
+    [pair(**TURNS)],
+  ),
+  "pairs of turns that a user begins": (
+    dict(prompt=[USER, NO], chosen=[OTHER, YES], rejected=[OTHER, NO]),
+    [pair(chosen=(OTHER, YES), rejected=(OTHER, NO), prompt=(USER, NO))],
+  ),
+  "a completion that is a whole conversation": (
+    dict(prompt="Q2", completion=[USER, NO, OTHER, YES], label=True),
+    [Labelled(text("r", (YES,), (USER, NO, OTHER)), (1.0,))],
+  ),
   "pairs of whole texts": (
     dict(chosen="Q A: yes", rejected="Q A: no"),
     [pair(chosen=" yes", rejected=" no", prompt="Q A:")],
@@ -229,6 +241,7 @@ BAD = [  # a row, and what it is told
   (PAIR | dict(chosen=[], rejected=[NO]), "field 'chosen' is empty"),
   (PAIR | dict(chosen=[{"role": "tool", "content": "x"}], rejected=[NO]), "'chosen' has no assistant"),
   (dict(chosen=[USER, YES], rejected=[OTHER, YES]), "differ before an assistant's turn: two prompts"),
+  (dict(prompt="x", chosen=[USER, YES], rejected=[USER, NO]), "'prompt' is none of the user's turns"),
   (dict(chosen=[USER], rejected=[USER, YES]), "field 'chosen' has no assistant message"),
   (PAIR | dict(margin="big"), "margin is 'big'; it should be a finite number"),
   (PAIR | dict(margin=-1), "margin is -1.0; it says by how much the better answer is, so 0 or more"),
