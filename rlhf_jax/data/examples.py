@@ -260,7 +260,7 @@ def _aligned(examples: Sequence[Example], width: int, logps: Logps | None) -> np
 def with_mismatched(records: Sequence[Labelled], seed: int | Sequence[int]) -> list[Labelled]:
   """Each record with its prompt before the answer of another record, in a random cycle of `seed`.
 
-  What KTO estimates its KL from (arXiv:2402.01306, section 4.1).
+  What KTO estimates its KL from (arXiv:2402.01306).
   """
   order = np.random.default_rng(seed).permutation(len(records))
   other = np.empty(len(records), int)

@@ -13,7 +13,7 @@ import pytest
 from scipy import optimize
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import dpo, ppo, sft
+from rlhf_jax.algorithms import bco, dpo, pl_dpo, ppo, sft
 from rlhf_jax.ops import preference, stats
 
 ANSWERS = np.array(list(itertools.product(range(3), repeat=3)))  # [27, 3]
@@ -178,13 +178,111 @@ def test_population_dpo_is_stationary_at_the_regularised_optimum():
 
 
 def test_population_dpo_descends_to_the_regularised_optimum():
+  got = descended(population_dpo)
+  np.testing.assert_allclose(got, regularised_optimum(table(3)), atol=1e-6)
+
+
+def descended(population) -> jax.Array:
+  """The distribution over answers at which `population(logits, ref_logits)` is least, from the reference on."""
   ref_logits = table(3)
-  loss = jax.jit(jax.value_and_grad(lambda x: population_dpo(x.reshape(13, 3), ref_logits)))
+  loss = jax.jit(jax.value_and_grad(lambda x: population(x.reshape(13, 3), ref_logits)))
   found = optimize.minimize(
     lambda x: jax.device_get(loss(x)), ref_logits.ravel(), jac=True, method="BFGS", tol=1e-9
   )
-  got = jnp.exp(log_probability(jnp.asarray(found.x).reshape(13, 3)))
-  np.testing.assert_allclose(got, regularised_optimum(ref_logits), atol=1e-6)
+  return jnp.exp(log_probability(jnp.asarray(found.x).reshape(13, 3)))
+
+
+def stationary(population, optimum) -> None:
+  """The loss has no slope at `optimum`, and has one at the reference."""
+  ref_logits = table(3)
+  slope = jax.grad(population)(logits_of(optimum), ref_logits)
+  np.testing.assert_allclose(slope, np.zeros((13, 3)), atol=1e-12)
+  assert jnp.max(jnp.abs(jax.grad(population)(ref_logits, ref_logits))) > 1e-5
+
+
+def population_of(config, noise=0.0):
+  """DPO's loss by `config` over all ordered pairs, a share `noise` of Bradley and Terry's labels flipped."""
+
+  def population(logits, ref_logits):
+    logp, ref = log_probability(logits), log_probability(ref_logits)
+    w, l = np.divmod(np.arange(27 * 27), 27)
+    prefers = jax.nn.sigmoid(SCORES[w] - SCORES[l])
+    prefers = (1 - noise) * prefers + noise * (1 - prefers)
+    return jnp.mean(prefers * dpo.dpo_loss(logp[w], logp[l], ref[w], ref[l], config))
+
+  return population
+
+
+# The ratio π/π_ref at which f' is x: where a divergence's own optimum has x = (r − λ) / β.
+INVERSES = {
+  "reverse_kl": np.exp,
+  "forward_kl": lambda x: -1 / x,
+  "jensen_shannon": lambda x: np.exp(x) / (1 - np.exp(x)),  # f' less its constant log 2
+  "alpha": lambda x: (1 - 0.5 * x) ** -2.0,
+}
+# The largest x that each can invert.
+LIMITS = {"reverse_kl": 50.0, "forward_kl": -1e-9, "jensen_shannon": -1e-9, "alpha": 2 - 1e-9}
+
+
+@pytest.mark.parametrize("divergence", dpo.DIVERGENCES)
+def test_population_dpo_is_stationary_where_its_divergence_says(divergence):
+  """arXiv:2309.16240: f'(π/π_ref) = (r − λ) / β, with λ such that π sums to 1."""
+  ref = np.exp(np.asarray(log_probability(table(3))))
+  ratio = lambda shift: INVERSES[divergence]((SCORES - SCORES.max()) / BETA + shift)
+  excess = lambda shift: np.sum(ref * ratio(shift)) - 1
+  shift = optimize.brentq(excess, -200.0, LIMITS[divergence], xtol=1e-14, rtol=1e-14)
+  optimum = jnp.asarray(ref * ratio(shift))
+  config = dpo.Config(beta=BETA, divergence=divergence, divergence_alpha=0.5)
+  stationary(population_of(config), optimum / optimum.sum())
+
+
+def test_population_ipo_is_stationary_where_the_preference_over_all_answers_says():
+  """arXiv:2310.12036, eq. 7 with Ψ the identity: π_ref exp(P(y beats a random answer) / β) / Z."""
+  wins = jax.nn.sigmoid(SCORES[:, None] - SCORES[None]).mean(axis=1)
+  optimum = jax.nn.softmax(log_probability(table(3)) + wins / BETA)
+  stationary(population_of(dpo.Config(beta=BETA, loss_type="ipo")), optimum)
+
+
+def test_population_robust_dpo_is_stationary_at_the_regularised_optimum_under_flipped_labels():
+  """arXiv:2403.00409: a share of labels is wrong, and the optimum is that of the right ones."""
+  noise = 0.2
+  config = dpo.Config(beta=BETA, loss_type="robust", label_smoothing=noise)
+  stationary(population_of(config, noise), regularised_optimum(table(3)))
+  plain = population_of(dpo.Config(beta=BETA), noise)
+  slope = jax.grad(plain)(logits_of(regularised_optimum(table(3))), table(3))
+  assert jnp.max(jnp.abs(slope)) > 1e-3  # which the plain loss does not reach
+
+
+def test_population_dpo_on_rankings_is_stationary_at_the_regularised_optimum():
+  """arXiv:2305.18290, appendix A.3: Plackett and Luce's rankings of every three answers."""
+  triples = np.array(list(itertools.permutations(range(27), 3)))
+  scores = jnp.asarray(SCORES)[triples]
+  tail = jax.nn.logsumexp(scores[:, 1:], axis=1)
+  logp_order = scores[:, 0] - jax.nn.logsumexp(scores, axis=1) + scores[:, 1] - tail
+  ranks = jnp.broadcast_to(jnp.asarray([1, 2, 3]), triples.shape)
+
+  def population(logits, ref_logits):
+    logp, ref = log_probability(logits)[triples], log_probability(ref_logits)[triples]
+    losses = pl_dpo.pl_dpo_loss(logp, ref, ranks, pl_dpo.Config(beta=BETA))
+    return jnp.sum(jnp.exp(logp_order) * losses) / len(triples)
+
+  stationary(population, regularised_optimum(table(3)))
+
+
+def test_population_bco_is_stationary_at_the_regularised_optimum_when_marks_are_logistic():
+  """arXiv:2404.04656: the reward is a logit, up to the constant that δ takes."""
+  ref = log_probability(table(3))
+  normalizer = jax.nn.logsumexp(ref + SCORES / BETA)
+  right = jax.nn.sigmoid(SCORES)
+  delta = jnp.full(27, -BETA * normalizer)
+  config = bco.Config(beta=BETA)
+
+  def population(logits, ref_logits):
+    logp = log_probability(logits)
+    of = lambda label: bco.bco_loss(logp, ref, jnp.full(27, label), delta, config)
+    return jnp.mean(right * of(1.0) + (1 - right) * of(0.0))
+
+  stationary(population, regularised_optimum(table(3)))
 
 
 def test_the_bradley_terry_loss_is_stationary_at_the_true_scores_and_any_shift_of_them():
