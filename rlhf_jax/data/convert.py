@@ -30,7 +30,7 @@ def loses(what: str) -> Callable:
   return note
 
 
-@loses("which answers were compared at once, and ties")
+@loses("which answers were compared at once, ties, and answers that were not ranked")
 def rankings_to_pairs(rankings: Sequence[Ranking], keep_ties: bool = False) -> list[Pair]:
   """Every two ranked answers, the better one chosen; equal ranks are left out, or ties of preference 0.5."""
   pairs = []
@@ -46,7 +46,9 @@ def rankings_to_pairs(rankings: Sequence[Ranking], keep_ties: bool = False) -> l
   return pairs
 
 
-@loses("how far answers are apart, answers between the best and the worst, and all-tied rankings")
+@loses(
+  "how far answers are apart, answers between the best and the worst, and rankings that are one tie"
+)
 def rankings_to_marks(rankings: Sequence[Ranking]) -> list[Labelled]:
   """The answers of the first rank right, those of the last wrong."""
   marks = []

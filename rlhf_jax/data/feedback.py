@@ -13,7 +13,7 @@
   marks        prompt, completion (or response), label          `Labelled`; true or 1 is right
   corrections  prompt, response, correction                     `Correction`
   tokens       prompt, response, spans: [{start, end, label?, severity?}]     `Spanned`, by characters
-               prompt, steps (or completions): texts, labels: true | false    `Stepped`
+               prompt, steps (or completions): texts, labels: true | false    `Stepped`; or the probability of true
   texts        prompt, response (or completion)                 `Text`
                text, or messages                                `Text` without a prompt
 
@@ -133,8 +133,8 @@ def rankings(row: Row, id: str, layout: Layout) -> list[Ranking]:
     elif rank is not None and (not fields.is_number(rank) or rank != int(rank) or rank < 0):
       raise ValueError(f"ranks[{i}] is {rank!r}; 1 is the best, 0 or null is not ranked")
   ranks = tuple(int(rank or 0) for rank in ranks)
-  if sum(rank > 0 for rank in ranks) < 2:
-    raise ValueError("fewer than two answers are ranked, so nothing is preferred")
+  if not any(ranks):
+    raise ValueError("no answer is ranked, so nothing is preferred")
   return [Ranking(answers, ranks, _annotator(row))]
 
 
@@ -329,7 +329,7 @@ def _stepped(row: Row, id: str, layout: Layout) -> Stepped:
   fields.assert_texts({f"{field}[{i}]": part for i, part in enumerate(parts)})
   labels = fields.values(row, "labels", len(parts))
   values = [
-    math.nan if label is None else fields.truth(label, f"labels[{i}]")
+    math.nan if label is None else fields.share(label, f"labels[{i}]")
     for i, label in enumerate(labels)
   ]
   if all(map(math.isnan, values)):

@@ -122,5 +122,12 @@ def truth(value, name: str) -> float:
   raise ValueError(f"{name} is {value!r}; it should be true or false, or 1 or 0")
 
 
+def share(value, name: str) -> float:
+  """A truth, or how likely it is."""
+  if is_number(value) and 0 <= value <= 1:
+    return float(value)
+  return truth(value, name)
+
+
 def type_name(value) -> str:
   return type(value).__name__

@@ -103,7 +103,7 @@ def _labels(records: Sequence) -> list[str]:
     lines.append(f"tokens       {_share(clean, len(spanned))} of answers without a marked span")
   if stepped := of(Stepped):
     labels = [label for record in stepped for label in record.labels if not math.isnan(label)]
-    lines.append(f"tokens       {_share(int(sum(labels)), len(labels))} of steps right")
+    lines.append(f"tokens       {_share(sum(label > 0.5 for label in labels), len(labels))} of steps right")
   return lines
 
 

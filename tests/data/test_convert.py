@@ -43,6 +43,11 @@ def test_a_full_ranking_of_four_is_six_pairs():
   assert len(convert.rankings_to_pairs([Ranking((a, b, c, d), (4, 2, 1, 3))])) == 6
 
 
+def test_of_the_best_alone_no_pair_and_no_mark_is_known():
+  best = [Ranking((a, b, c), (0, 1, 0))]
+  assert convert.rankings_to_pairs(best) == convert.rankings_to_marks(best) == []
+
+
 def test_the_ends_of_a_ranking_are_right_and_wrong():
   rankings = [Ranking((a, b, c, d), (1, 2, 3, 0)), Ranking((a, b), (1, 1))]
   assert said(convert.rankings_to_marks(rankings)) == [("a", 1.0), ("c", 0.0)]
@@ -183,7 +188,7 @@ def test_a_mixture_gives_its_own_records_first_and_then_the_converted_ones():
   records, notes = convert.reach({"rankings": FOUND["rankings"], "pairs": [Pair(d, a)]}, "pairs")
   assert [pair[:2] for pair in said(records)] == [("d", "a"), ("a", "b"), ("a", "c"), ("b", "c")]
   assert notes == (
-    "3 pairs of 1 rankings, which loses which answers were compared at once, and ties",
+    "3 pairs of 1 rankings, which loses which answers were compared at once, ties, and answers that were not ranked",
   )
 
 
