@@ -77,6 +77,15 @@ def test_inspect_names_rows_that_repeat_and_contradict_each_other(path, capsys):
   ]
 
 
+def test_a_tie_contradicts_nothing_and_where_nothing_repeats_nothing_is_said(tmp_path, capsys):
+  file = tmp_path / "two.jsonl"
+  file.write_text("\n".join(json.dumps(ROWS[i]) for i in (0, 2)))
+  page = said(capsys, "inspect", str(file), "--tokenizer=bytes")
+  assert section(page, "repeated") == ["1 records repeat the prompt and the answers of another"]
+  file.write_text(json.dumps(ROWS[0]))
+  assert "repeated" not in said(capsys, "inspect", str(file), "--tokenizer=bytes")
+
+
 def test_inspect_measures_answers_in_tokens(path, capsys):
   page = said(capsys, "inspect", path, "--tokenizer=bytes", "--max_tokens=4")
   prompt, learnt, whole, over = section(page, "tokens")
@@ -112,6 +121,18 @@ def test_inspect_sets_off_turns_of_a_conversation(tmp_path, capsys):
   (line,) = section(said(capsys, "inspect", str(tmp_path / "chat.jsonl")), "masks")
   assert "system\\nBe brief.<|im_end|>" in line
   assert line.count("[[") == 2 and "[[Yes?<|im_end|>]]" in line and "[[No.<|im_end|>]]" in line
+
+
+def test_inspect_says_what_conversions_give_and_that_classes_need_an_order(path, capsys):
+  page = said(capsys, "inspect", path, "--tokenizer=bytes")
+  lines = section(page, "conversion")
+  assert lines[0].startswith(
+    "2 pairs of 1 rankings, which loses which answers were compared at once"
+  )
+  assert lines[-1] == "classes: give their order with --classes=WORST,...,BEST"
+  assert not any("of 1 classes" in line for line in lines)
+  page = said(capsys, "inspect", path, "--tokenizer=bytes", "--classes=poor,good")
+  assert any("1 marks of 1 classes" in line for line in section(page, "conversion"))
 
 
 def test_inspect_says_of_each_row_what_the_tokenizer_can_not_do(tmp_path, capsys):

@@ -27,6 +27,7 @@ class Inspected(NamedTuple):
   problems: list[str]
   records: list
   examples: dict[str, Example]  # by the id of their text
+  classes: tuple[str | int, ...]  # their order, as far as it was given
 
 
 def inspect(path: str, tokenizer, layout: feedback.Layout) -> Inspected:
@@ -41,7 +42,7 @@ def inspect(path: str, tokenizer, layout: feedback.Layout) -> Inspected:
     return records
 
   found = files.load(path, parse)
-  return Inspected(found.count, found.problems, found.items, examples)
+  return Inspected(found.count, found.problems, found.items, examples, layout.classes or ())
 
 
 def report(
@@ -56,7 +57,7 @@ def report(
     ("annotators", _annotators(found.records)),
     ("repeated", _repeated(found.records)),
     ("problems", _listed(found.problems)),
-    ("conversion", _conversions(found.records)),
+    ("conversion", _conversions(found)),
     ("masks", _masks(found, tokenizer, show, mark)),
   ]
   blocks = [
@@ -103,7 +104,9 @@ def _labels(records: Sequence) -> list[str]:
     lines.append(f"tokens       {_share(clean, len(spanned))} of answers without a marked span")
   if stepped := of(Stepped):
     labels = [label for record in stepped for label in record.labels if not math.isnan(label)]
-    lines.append(f"tokens       {_share(sum(label > 0.5 for label in labels), len(labels))} of steps right")
+    lines.append(
+      f"tokens       {_share(sum(label > 0.5 for label in labels), len(labels))} of steps right"
+    )
   return lines
 
 
@@ -176,9 +179,15 @@ def _contradiction(group: Sequence) -> tuple | None:
   return next(((decided[0], r) for r in decided[1:] if said(r) != said(decided[0])), None)
 
 
-def _conversions(records: Sequence) -> list[str]:
-  found = by_form(records, Scales.of(records))
-  return [note for form in FORMS for note in convert.reach(found, form).notes]
+def _conversions(found: Inspected) -> list[str]:
+  """What the records convert to, which of classes takes their order to know."""
+  scales = Scales.of(found.records, found.classes)
+  records = by_form(found.records, scales)
+  unordered = not found.classes and any(isinstance(name, str) for name in scales.classes)
+  if unordered:
+    del records["classes"]
+  notes = [note for form in FORMS for note in convert.reach(records, form).notes]
+  return [*notes, *(["classes: give their order with --classes=WORST,...,BEST"] * unordered)]
 
 
 def _masks(found: Inspected, tokenizer, show: int, mark: Mark) -> list[str]:

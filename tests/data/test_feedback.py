@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from some_files import KINDS, write
@@ -158,6 +160,27 @@ def test_rows_of_several_forms_share_a_table(tmp_path):
   for kind in KINDS:
     found = files.load(write(tmp_path, kind, rows), lambda r, id: feedback.parse(r, "r", LAYOUT))
     assert len(rows) > 10 and (found.items, found.problems) == (records, []), kind
+
+
+DOCUMENTED = re.findall(  # of the table in docs/feedback.md: form or nothing, and a row
+  r"^\| (\w*) ?\|[^|]*\| `(\{.*?\})` \|",
+  (Path(__file__).parents[2] / "docs" / "feedback.md").read_text(encoding="utf-8"),
+  re.MULTILINE,
+)
+
+
+def test_the_rows_of_the_documentation_are_of_the_forms_it_says():
+  form, seen = "", set()
+  for name, row in DOCUMENTED:
+    form = name or form
+    seen.add(form)
+    if form == "prompts":
+      assert feedback.prompt(json.loads(row), "r").prompt == "2+2?"
+    else:
+      assert feedback.form_of(json.loads(row)) == form and feedback.parse(
+        json.loads(row), "r", LAYOUT
+      )
+  assert seen == {*feedback.FORMS, "prompts"} and len(DOCUMENTED) == 14
 
 
 SIGMOID = {s: 1 / (1 + math.exp(-s)) for s in (1, 2, 3)}
