@@ -37,7 +37,7 @@ def load_or_sample(
   settings: Settings, setup: Setup, frozen: Params, reward_params: Params | None
 ) -> list[Group]:
   """The groups of `answers.jsonl`, sampled and written there first where it does not exist."""
-  path = setup.workdir / "answers.jsonl"
+  path = setup.shared / "answers.jsonl"
   if not path.exists():
     disk.replace_rows(path, _sample(settings, setup, frozen, reward_params))
   return [_group(row) for row in disk.rows(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 
 import jax
@@ -11,12 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rlhf_jax.config import from_dict, hyperparameters, option
-from rlhf_jax.data import examples
 from rlhf_jax.data.task import LabelledTexts
 from rlhf_jax.evaluation import classification, judges, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import disk, sampling
+from rlhf_jax.training import disk, held_out, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Sequences
 
@@ -29,23 +29,31 @@ class Settings:
   batch_size: int = option(128, at_least=1)
 
 
-def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[str, float]:
-  """results.json's rows of SFT, best-of-n and policy `name`, and of the reward model.
+def evaluate_reward_model(setup: Setup, frozen: Params) -> dict[str, float]:
+  """results.json's rows of the reward model `frozen["reward_model"]`, on feedback that it has not seen."""
+  settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
+  return _reward_model_results(setup, settings, frozen)
 
-  Sampling is at temperature 1, untruncated. What each policy wrote is kept in `evaluation/` of the workdir and
-  read back from there, so that a second algorithm is judged on the same answers of the SFT model.
+
+def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[str, float]:
+  """results.json's rows of SFT, best-of-n and policy `name`.
+
+  Sampling is at temperature 1, untruncated. What each policy wrote is kept in `evaluation/` and read
+  back from there, so that a second algorithm is judged on the same answers of the SFT model.
   """
   settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
   plain = Sampling(
     max_new_tokens=setup.sampling.max_new_tokens, stop_tokens=setup.sampling.stop_tokens
   )
   setup = setup._replace(sampling=plain)
-  folder = setup.workdir / "evaluation"
-  folder.mkdir(exist_ok=True)
-  bar = tqdm(total=4, desc="  evaluation", unit="part", dynamic_ncols=True)
+  own, shared = setup.workdir / "evaluation", setup.shared / "evaluation"
+  for folder in (own, shared):
+    folder.mkdir(exist_ok=True)
+  bar = tqdm(total=3, desc="  evaluation", unit="part", dynamic_ncols=True)
 
   best = f"best_of_{settings.best_of}"
-  paths = {policy: folder / f"{policy}.jsonl" for policy in ("sft", best, name)}
+  paths = {policy: shared / f"{policy}.jsonl" for policy in ("sft", best)}
+  paths[name] = own / f"{name}.jsonl"
   if not (paths["sft"].exists() and paths[best].exists()):
     written, rewards = _written(
       setup, settings, "sft", frozen["reference"], frozen, settings.best_of
@@ -63,9 +71,6 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   bar.update()
   policies = {policy: disk.rows(path) for policy, path in paths.items()}
   results = _policy_results(setup, policies, name)
-  bar.update()
-  if frozen["reward_model"] is not None and setup.task.held_out is not None:
-    results |= _reward_model_results(setup, settings, frozen)
   bar.update()
   bar.close()
   return results
@@ -175,47 +180,42 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
 
 def _judge_results(setup: Setup, judge: judges.TfidfJudge) -> dict[str, float]:
   """The judge's AUC on held-out text of the length and place of a response."""
-  held_out, opening = setup.task.held_out, setup.data.prompt_tokens
+  labelled, opening = setup.task.held_out, setup.data.prompt_tokens
   end = opening + setup.sampling.max_new_tokens
   cuts = setup.tokenizer.batch_decode(
-    [example.tokens[opening:end] for example in held_out.examples], skip_special_tokens=True
+    [example.tokens[opening:end] for example in labelled.examples], skip_special_tokens=True
   )
   long_enough = np.asarray([bool(cut.strip()) for cut in cuts])
   scores = judge.score([cut for cut in cuts if cut.strip()])
-  return _interval("judge/auc", classification.auc(scores, held_out.labels[long_enough]))
+  return held_out.rows("judge/auc", classification.auc(scores, labelled.labels[long_enough]))
 
 
 def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str, float]:
-  """Held-out AUC beside TF-IDF and logistic regression trained on the same reviews; by length."""
-  held_out, train = setup.task.held_out, setup.task.train
-  rewards = _rewards(setup, settings, frozen, held_out)
-  baseline = judges.TfidfJudge.fit(train.texts, train.labels).score(held_out.texts)
-  results = _interval("reward_model/auc", classification.auc(rewards, held_out.labels))
-  results |= _interval("baseline/auc", classification.auc(baseline, held_out.labels))
-  difference = classification.auc_difference(rewards, baseline, held_out.labels)
-  results |= _interval("reward_model/auc_gain", difference)
-  lengths = [len(example.tokens) for example in held_out.examples]
-  for part in classification.auc_by_length(rewards, held_out.labels, lengths):
-    where = f"{part.shortest}_to_{part.longest}_tokens"
-    results |= _interval(f"reward_model/auc_{where}", part.auc)
+  """On people's held-out feedback; the calibration of pairs is kept in `evaluation/calibration.json`."""
+  params, size = frozen["reward_model"], settings.batch_size
+  results, calibration = held_out.results(setup, params, frozen, batch_size=size)
+  if calibration is not None:
+    curve = {name: np.asarray(value).tolist() for name, value in calibration._asdict().items()}
+    path = setup.workdir / "evaluation" / "calibration.json"
+    disk.replace(path, json.dumps(curve, indent=2) + "\n")
+  if setup.task.held_out is not None:
+    read = held_out.Reader(setup, params, frozen, size)
+    results |= _labelled_results(setup.task.held_out, setup.task.train, read)
   return results
 
 
-def _rewards(setup: Setup, settings: Settings, frozen, labelled: LabelledTexts) -> np.ndarray:
-  """Rewards float32[N], computed shortest first, in batches as wide as their longest text."""
-  rewards = np.zeros(len(labelled.examples), np.float32)
-  order = np.argsort([len(example.tokens) for example in labelled.examples], kind="stable")
-  size = min(settings.batch_size, len(order))
-  for start in range(0, len(order), size):
-    rows = order[start : start + size]
-    batch = [labelled.examples[i] for i in rows]
-    width = examples.width_of(batch, multiple=64)  # few widths, each compiles once
-    sequences = examples.collate([[example] for example in batch], width)
-    rewards[rows] = sampling.score(
-      setup, frozen["reward_model"], frozen, sequences, batch_size=size
-    )
-  return rewards
-
-
-def _interval(name: str, estimate: classification.Estimate) -> dict[str, float]:
-  return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _labelled_results(
+  test: LabelledTexts, train: LabelledTexts, read: held_out.Reader
+) -> dict[str, float]:
+  """AUC beside TF-IDF and logistic regression trained on the same reviews; by length."""
+  rewards = read.scores(test.examples)
+  baseline = judges.TfidfJudge.fit(train.texts, train.labels).score(test.texts)
+  results = held_out.rows("reward_model/auc", classification.auc(rewards, test.labels))
+  results |= held_out.rows("baseline/auc", classification.auc(baseline, test.labels))
+  difference = classification.auc_difference(rewards, baseline, test.labels)
+  results |= held_out.rows("reward_model/auc_gain", difference)
+  lengths = [len(example.tokens) for example in test.examples]
+  for part in classification.auc_by_length(rewards, test.labels, lengths):
+    where = f"{part.shortest}_to_{part.longest}_tokens"
+    results |= held_out.rows(f"reward_model/auc_{where}", part.auc)
+  return results

@@ -46,6 +46,11 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
     if "reward_model" in wanted:
       with run.timed("reward_model", claims["reward_model"]):
         reward_params = stages.reward_model(setup, weights)
+      if "evaluation" in wanted and not run.finished("reward_model_evaluation"):
+        base, _, _ = setup.starting_point(weights, "reward_model")
+        scored = {"base": base, "reward_model": reward_params}
+        with run.timed("reward_model_evaluation", claims["reward_model_evaluation"]):
+          run.add(evaluate.evaluate_reward_model(setup, scored))
     else:
       reward_params = foreign_reward_model(setup)
     if "policy" in wanted:
@@ -81,13 +86,14 @@ def foreign_reward_model(setup: Setup) -> Params | None:
 
 def _entries(config: Mapping[str, Any]) -> list[str]:
   """The stages of `config` under their names in stages.json."""
-  name = config["algorithm"]["name"]
-  own = {"policy": name, "evaluation": f"{name}_evaluation"}
-  return [own.get(stage, stage) for stage in config["stages"]]
+  name, wanted = config["algorithm"]["name"], config["stages"]
+  judged = {"reward_model": "reward_model_evaluation", "policy": f"{name}_evaluation"}
+  own = {"policy": (name,), "evaluation": tuple(judged[s] for s in judged if s in wanted)}
+  return [entry for stage in wanted for entry in own.get(stage, (stage,))]
 
 
 def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
-  """What each stage of `config` depends on: sections, and the stages that it stands on."""
+  """What each entry of stages.json depends on: sections, and the stages that it stands on."""
   name = config["algorithm"]["name"]
   rewarding = ("sft", options.reward_algorithm(config))
   learning = (*rewarding, name)
@@ -96,12 +102,14 @@ def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
   depends = {
     "sft": ("sft",),
     "reward_model": rewarding,
+    "reward_model_evaluation": (*rewarding, "evaluation"),
     name: learning,
     f"{name}_evaluation": (*learning, "evaluation"),
   }
+  last = {"reward_model_evaluation": "reward_model", name: "policy", f"{name}_evaluation": "policy"}
   claims = {}
-  for entry, stage in zip(_entries(config), config["stages"], strict=True):
-    before = options.STAGES[: options.STAGES.index(stage) + 1]
+  for entry in _entries(config):
+    before = options.STAGES[: options.STAGES.index(last.get(entry, entry)) + 1]
     claims[entry] = {section: config.get(section) for section in (*options.SHARED, *depends[entry])}
     claims[entry]["stages"] = [s for s in before if s in config["stages"]]
   return claims

@@ -32,6 +32,9 @@ class Start:
 
   sft: str = ""
   reward_model: str = ""
+  answers: str = (
+    ""  # whose sampled answers, reference log-probabilities and SFT evaluation are taken
+  )
 
 
 def sections() -> list[str]:
@@ -124,9 +127,9 @@ def _check_stages(config: Mapping[str, Any], name: str) -> None:
   for wanted in config["stages"]:
     if wanted not in STAGES:
       raise ValueError(f"config.stages names {wanted!r}{suggest(wanted, STAGES)}")
-  if "evaluation" in config["stages"] and "policy" not in config["stages"]:
+  if "evaluation" in config["stages"] and not {"reward_model", "policy"} & set(config["stages"]):
     raise ValueError(
-      "config.stages has evaluation without policy, so there is nothing to evaluate."
+      "config.stages has evaluation without reward_model or policy, so there is nothing to evaluate."
     )
   human = config.get("answers", {}).get("source") == "human"
   rewarded = "reward_model" in config["stages"] or config.get("start", {}).get("reward_model")

@@ -41,7 +41,7 @@ def assert_ready(setup: Setup) -> None:
   if "policy" in wanted:
     rollouts = algorithm_module(name).DATA == "rollouts"
     (_assert_rollouts if rollouts else _assert_offline)(setup, name)
-  if "evaluation" in wanted:
+  if {"policy", "evaluation"} <= set(wanted):
     _assert_evaluation(setup)
   _assert_disk(setup)
 

