@@ -30,10 +30,19 @@ class LengthBin(NamedTuple):
   auc: Estimate
 
 
+class DifferenceBin(NamedTuple):
+  """Accuracy among the pairs whose chosen answer is by [least, most] longer than the rejected one."""
+
+  least: int
+  most: int
+  count: int
+  accuracy: Estimate
+
+
 class Calibration(NamedTuple):
   """Of pairs in bins of the stated confidence: float[bins] each, and their weighted mean gap."""
 
-  stated: np.ndarray  # mean σ(|margin|)
+  stated: np.ndarray  # mean probability of the answer that is held to be the better
   observed: np.ndarray  # fraction in which the higher score was the preferred one
   count: np.ndarray  # int[bins]
   error: float  # expected calibration error
@@ -77,10 +86,41 @@ def auc_by_length(scores, labels, lengths, bins: int = 4) -> list[LengthBin]:
   return rows
 
 
-def pair_accuracy(chosen_scores, rejected_scores) -> float:
+def fraction(outcomes) -> Estimate:
+  """The mean of outcomes between 0 and 1, such as right and wrong, with Wilson's score interval (JASA 22, 1927).
+
+  For outcomes that are independent of each other; halves make it a little too wide.
+  """
+  outcomes = _finite(outcomes)
+  n, p = len(outcomes), float(outcomes.mean())
+  center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+  half = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+  return Estimate(p, max(float(center - half), 0.0), min(float(center + half), 1.0))
+
+
+def rightly_ordered(chosen_scores, rejected_scores) -> np.ndarray:
+  """Of each pair, float[N]: 1 where the chosen one scores higher, ½ where they tie, else 0."""
+  return (np.sign(_finite(chosen_scores) - _finite(rejected_scores)) + 1) / 2
+
+
+def pair_accuracy(chosen_scores, rejected_scores) -> Estimate:
   """Fraction of given pairs in which the chosen one scores higher, ties counting half."""
-  margin = _finite(chosen_scores) - _finite(rejected_scores)
-  return float(np.mean((np.sign(margin) + 1) / 2))
+  return fraction(rightly_ordered(chosen_scores, rejected_scores))
+
+
+def pair_accuracy_by_difference(
+  chosen_scores, rejected_scores, differences, bins: int = 4
+) -> list[DifferenceBin]:
+  """Accuracy within quantile bins of how much longer the chosen answer is, least first; empty bins are left out."""
+  right, differences = rightly_ordered(chosen_scores, rejected_scores), np.asarray(differences)
+  edges = np.quantile(differences, np.linspace(0, 1, bins + 1)[1:-1])
+  which = np.searchsorted(edges, differences, side="left")
+  rows = []
+  for inside in (which == b for b in range(bins)):
+    if inside.any():
+      least, most = int(differences[inside].min()), int(differences[inside].max())
+      rows.append(DifferenceBin(least, most, int(inside.sum()), fraction(right[inside])))
+  return rows
 
 
 def pair_calibration(chosen_scores, rejected_scores, bins: int = 5) -> Calibration:
@@ -89,8 +129,14 @@ def pair_calibration(chosen_scores, rejected_scores, bins: int = 5) -> Calibrati
   Confidence runs from 0.5 to 1 in equal bins; empty bins are left out. An overconfident model observes less than it
   states.
   """
-  margin = _finite(chosen_scores) - _finite(rejected_scores)
-  confidence, right = special.expit(np.abs(margin)), (np.sign(margin) + 1) / 2
+  return calibration(special.expit(_finite(chosen_scores) - _finite(rejected_scores)), bins)
+
+
+def calibration(probabilities, bins: int = 5) -> Calibration:
+  """`pair_calibration` from the probabilities float[N] that were given to the chosen answers."""
+  probabilities = _finite(probabilities)
+  confidence = np.maximum(probabilities, 1 - probabilities)
+  right = (np.sign(probabilities - 0.5) + 1) / 2
   which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
   count = np.bincount(which, minlength=bins)
   full = count > 0

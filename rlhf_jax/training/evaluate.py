@@ -197,6 +197,7 @@ def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str,
   if calibration is not None:
     curve = {name: np.asarray(value).tolist() for name, value in calibration._asdict().items()}
     path = setup.workdir / "evaluation" / "calibration.json"
+    path.parent.mkdir(exist_ok=True)
     disk.replace(path, json.dumps(curve, indent=2) + "\n")
   if setup.task.held_out is not None:
     read = held_out.Reader(setup, params, frozen, size)

@@ -101,7 +101,24 @@ def test_bins_without_two_of_each_class_are_left_out():
 
 
 def test_pair_accuracy_counts_ties_half():
-  assert classification.pair_accuracy([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0]) == 2.5 / 4
+  accuracy = classification.pair_accuracy([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0])
+  assert accuracy.value == 2.5 / 4
+
+
+def test_wilsons_interval_by_hand():
+  # 8 of 10 with z = 1.96: (0.8 + 0.19207) / 1.38415 = 0.71674, ± 0.22667 (Wilson 1927).
+  estimate = classification.fraction([1.0] * 8 + [0.0] * 2)
+  np.testing.assert_allclose(estimate, [0.8, 0.49016, 0.94332], atol=1e-5)
+  assert classification.fraction(np.ones(5)).low < 1.0 == classification.fraction(np.ones(5)).high
+
+
+def test_pairs_are_binned_by_how_much_longer_the_chosen_answer_is():
+  chosen, rejected = [1.0, 0.0, 2.0, 2.0], [0.0, 1.0, 1.0, 2.0]
+  rows = classification.pair_accuracy_by_difference(chosen, rejected, [-5, -2, 3, 9], bins=2)
+  assert [row[:3] for row in rows] == [(-5, -2, 2), (3, 9, 2)]
+  assert [row.accuracy.value for row in rows] == [0.5, 0.75]
+  alike = classification.pair_accuracy_by_difference(chosen, rejected, [0, 0, 0, 0])
+  assert [row[:3] for row in alike] == [(0, 0, 4)]
 
 
 def test_calibration_by_hand():
