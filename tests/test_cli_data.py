@@ -79,7 +79,7 @@ def test_inspect_names_rows_that_repeat_and_contradict_each_other(path, capsys):
 
 def test_a_tie_contradicts_nothing_and_where_nothing_repeats_nothing_is_said(tmp_path, capsys):
   file = tmp_path / "two.jsonl"
-  file.write_text("\n".join(json.dumps(ROWS[i]) for i in (0, 2)))
+  file.write_text("\n".join(json.dumps(ROWS[i]) for i in (1, 2)))
   page = said(capsys, "inspect", str(file), "--tokenizer=bytes")
   assert section(page, "repeated") == ["1 records repeat the prompt and the answers of another"]
   file.write_text(json.dumps(ROWS[0]))

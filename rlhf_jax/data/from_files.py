@@ -30,7 +30,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     sft=_demonstrations(settings, tokenizer, layout, notes),
     feedback=lambda form, epoch: training.of(form),
     held_out_feedback=held_out.of,
-    attributes=training.attributes,
+    attributes=training.attributes or held_out.attributes,
     prompts=_prompts(settings, tokenizer, settings.prompts, notes),
     test_prompts=_prompts(settings, tokenizer, settings.test, notes)[: settings.test_prompts],
     held_out=None,
@@ -48,12 +48,14 @@ class _Feedback:
     parse = functools.partial(feedback.parse, layout=layout)
     records = files.read(path, self._checked(parse), FEEDBACK, notes) if path else []
     mine = Scales.of(records, layout.classes or ())
-    self.scales = mine if scales is None or not scales.attributes else scales
-    self.found = by_form(records, self.scales._replace(classes=mine.classes))
+    known = mine if scales is None or not scales.attributes else scales
+    self.scales = known._replace(classes=mine.classes)
+    self.found = by_form(records, self.scales)
     self.reached = {form: convert.reach(self.found, form) for form in FORMS}
     self.tokenized: dict[str, list[Record]] = {}
     if path:
-      notes.append(f"{path}: {self._describe()}")
+      notes.append(f"{path}: {self._held()}")
+      notes += self._converted() if scales is None else []  # held-out feedback does as much
     lost = len(records) - sum(map(len, self.found.values()))
     if lost:
       notes.append(f"{path}: {lost} ratings are on no scale of data.feedback, and left out")
@@ -84,15 +86,18 @@ class _Feedback:
 
     return checked
 
-  def _describe(self) -> str:
-    """What the file holds, on which scales, and what its records become by conversion."""
-    held = ", ".join(f"{len(records)} {form}" for form, records in self.found.items())
-    parts = [held, self.scales.describe() if "ratings" in self.found else ""]
+  def _held(self) -> str:
+    """What the file holds, and on which scales."""
+    parts = [", ".join(f"{len(records)} {form}" for form, records in self.found.items())]
+    parts += [self.scales.describe()] if "ratings" in self.found else []
     if "classes" in self.found:
       parts.append(f"classes from the worst: {', '.join(map(str, self.scales.classes))}")
-    converted = [note for reached in self.reached.values() for note in reached.notes]
-    parts.append(f"where an algorithm asks for it: {'; '.join(converted)}" if converted else "")
-    return ". ".join(part for part in parts if part)
+    return ". ".join(parts)
+
+  def _converted(self) -> list[str]:
+    """What its records become where an algorithm asks for another form."""
+    notes = [note for reached in self.reached.values() for note in reached.notes]
+    return [f"by conversion, where an algorithm asks for it: {'; '.join(notes)}"] if notes else []
 
 
 def _demonstrations(settings: Settings, tokenizer, layout, notes) -> list[Example]:

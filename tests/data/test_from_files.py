@@ -39,8 +39,9 @@ def test_feedback_comes_in_its_own_form_and_in_what_it_converts_to(tmp_path):
     "marks": [1] * 5,
     "tokens": [],
   }
-  (note,) = task.notes
-  assert "1 pairs, 1 rankings. where an algorithm asks for it: 2 pairs of 1 rankings" in note
+  held, converted = task.notes
+  assert held.endswith("rows.jsonl: 1 pairs, 1 rankings")
+  assert "by conversion, where an algorithm asks for it: 2 pairs of 1 rankings" in converted
   assert task.feedback("pairs", 0) is task.feedback("pairs", 7)
   assert task.feedback("no form", 0) == task.held_out_feedback("pairs") == []
 
@@ -95,6 +96,13 @@ def test_a_held_out_rating_on_no_scale_of_the_training_file_is_left_out_and_coun
   assert "1 ratings are on no scale of data.feedback, and left out" in task.notes[-1]
 
 
+def test_held_out_ratings_alone_are_on_their_own_scale(tmp_path):
+  rows = [rated("Q", "a", help=1), rated("Q", "b", help=3)]
+  task = load(held_out=write(tmp_path, ".jsonl", rows))
+  assert [r.labels for r in task.held_out_feedback("ratings")] == [(-1.0,), (1.0,)]
+  assert task.attributes == ("help",)
+
+
 def test_equal_ratings_are_zero(tmp_path):
   rows = [rated("Q", "a", help=4), rated("Q", "b", help=4)]
   task = load(feedback=write(tmp_path, ".jsonl", rows))
@@ -118,7 +126,7 @@ def test_classes_stand_in_the_order_that_is_set_or_in_that_of_numbers(tmp_path):
   task = load(feedback=numbers, held_out=held_out)
   assert [r.labels for r in task.feedback("classes", 0)] == [(2.0,), (0.0,), (1.0,)]
   assert [r.labels for r in task.held_out_feedback("classes")] == [(1.0,)]
-  assert "skipped 1 of 2 rows; line 3: class 4 is not one of 1, 3, 5" in task.notes[1]
+  assert "skipped 1 of 2 rows; line 3: class 4 is not one of 1, 3, 5" in task.notes[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
