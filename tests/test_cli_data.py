@@ -1,6 +1,7 @@
 """`rlhf-jax data`: what it shows of a file, and what it writes."""
 
 import json
+import sys
 
 import pytest
 
@@ -53,6 +54,7 @@ def test_inspect_counts_forms_labels_people_and_problems(path, capsys):
     "pairs        1 of 3 (33.3%) ties",
     "             preference  0.5: 1, 1: 2",
     "rankings     answers  3: 1",
+    "             rank  1: 1, 2: 2",
     "rankings     1 of 1 (100.0%) with ties, 0 of 1 (0.0%) with unranked answers",
     "ratings      rating: mean 3, std 1",
     "             rating  2: 1, 4: 1",
@@ -107,6 +109,12 @@ def test_inspect_shows_what_masks_select(path, capsys):
     "  labels  'a' 1, 'b' 0",
   ]
   assert "masks\n" not in said(capsys, "inspect", path, "--tokenizer=bytes", "--show=0")
+
+
+def test_inspect_colours_a_terminal(path, capsys, monkeypatch):
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+  page = said(capsys, "inspect", path, "--tokenizer=bytes")
+  assert section(page, "masks")[0] == "feedback.jsonl:1#chosen  Q\033[32myes<|end|>\033[0m"
 
 
 def test_inspect_sets_off_turns_of_a_conversation(tmp_path, capsys):

@@ -129,10 +129,9 @@ def _check(messages: Sequence[Message]) -> None:
   if not messages:
     raise ValueError("The conversation is empty; it needs at least one message.")
   for i, message in enumerate(messages):
-    for field in ("role", "content"):
-      if field == "content" and isinstance(message, Mapping) and message.get("tool_calls"):
-        if message.get("content") is None:
-          continue
+    calls = isinstance(message, Mapping) and message.get("tool_calls")
+    silent = calls and message.get("content") is None
+    for field in ("role",) if silent else ("role", "content"):
       if not isinstance(message, Mapping) or not isinstance(message.get(field), str):
         raise ValueError(
           f'messages[{i}] needs a text in {field}: {{"role": "user", "content": "..."}}.'
@@ -168,7 +167,7 @@ def _length(tokenizer, messages: Sequence[Message], count: int, text: str) -> in
 def _turn(tokenizer, messages: Sequence[Message], i: int, text: str) -> tuple[int, int]:
   """Where in `text`, the whole conversation rendered, the assistant's turn `messages[i]` begins and ends."""
   before = _render(tokenizer, messages[:i], add_generation_prompt=True)
-  after = _render(tokenizer, messages[: i + 1])
+  after = text if i + 1 == len(messages) else _render(tokenizer, messages[: i + 1])
   _assert_begins(text, before, f"before messages[{i}]")
   _assert_begins(text, after, f"up to messages[{i}]")
   return len(before), len(after)

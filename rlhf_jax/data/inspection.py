@@ -83,6 +83,7 @@ def _labels(records: Sequence) -> list[str]:
       lines += _spread("margin", [pair.margin for pair in pairs])
   if rankings := of(Ranking):
     lines += _spread("answers", [sum(rank > 0 for rank in r.ranks) for r in rankings], "rankings")
+    lines += _spread("rank", [rank for ranking in rankings for rank in ranking.ranks])
     tied = sum(len(set(_ranked(r))) < len(_ranked(r)) for r in rankings)
     open_ = sum(0 in r.ranks for r in rankings)
     lines.append(

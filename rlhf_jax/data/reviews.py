@@ -114,7 +114,9 @@ def rankings(
       f"Rankings of {k} need a great review and {k - 1} others; there are {len(great)} and {len(other)}."
     )
   first, rest = _cycle(great, groups, rng), rng.permutation(other)[: groups * (k - 1)]
-  return [(w, *l) for w, l in zip(first.tolist(), rest.reshape(groups, k - 1).tolist(), strict=True)]
+  return [
+    (w, *l) for w, l in zip(first.tolist(), rest.reshape(groups, k - 1).tolist(), strict=True)
+  ]
 
 
 def _cycle(items: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
