@@ -44,6 +44,8 @@ class Calibration(NamedTuple):
 
   stated: np.ndarray  # mean probability of the answer that is held to be the better
   observed: np.ndarray  # fraction in which the higher score was the preferred one
+  low: np.ndarray  # Wilson's interval of it
+  high: np.ndarray
   count: np.ndarray  # int[bins]
   error: float  # expected calibration error
 
@@ -92,10 +94,8 @@ def fraction(outcomes) -> Estimate:
   For outcomes that are independent of each other; halves make it a little too wide.
   """
   outcomes = _finite(outcomes)
-  n, p = len(outcomes), float(outcomes.mean())
-  center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-  half = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
-  return Estimate(p, max(float(center - half), 0.0), min(float(center + half), 1.0))
+  low, high = _wilson(outcomes.mean(), len(outcomes))
+  return Estimate(float(outcomes.mean()), float(low), float(high))
 
 
 def rightly_ordered(chosen_scores, rejected_scores) -> np.ndarray:
@@ -143,7 +143,7 @@ def calibration(probabilities, bins: int = 5) -> Calibration:
   stated = np.bincount(which, confidence, bins)[full] / count[full]
   observed = np.bincount(which, right, bins)[full] / count[full]
   error = float(np.average(np.abs(stated - observed), weights=count[full]))
-  return Calibration(stated, observed, count[full], error)
+  return Calibration(stated, observed, *_wilson(observed, count[full]), count[full], error)
 
 
 def _auc_components(scores, labels) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
@@ -164,6 +164,13 @@ def _auc_components(scores, labels) -> tuple[float, tuple[np.ndarray, np.ndarray
   of_positive = (ranks[:m] - stats.rankdata(positive)) / n
   of_negative = 1 - (ranks[m:] - stats.rankdata(negative)) / m
   return float(of_positive.mean()), (of_positive, of_negative)
+
+
+def _wilson(p, n) -> tuple[np.ndarray, np.ndarray]:
+  """The score interval of n outcomes with mean p."""
+  center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+  half = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+  return np.maximum(center - half, 0.0), np.minimum(center + half, 1.0)
 
 
 def _interval(value: float, variance: float, lowest: float, highest: float) -> Estimate:

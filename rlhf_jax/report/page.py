@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from rlhf_jax.report import charts, intervals, tables
+from rlhf_jax.report import calibration, charts, intervals, tables
 from rlhf_jax.report.run import read_run
 from rlhf_jax.report.words import title
 
@@ -36,6 +36,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     headlines=tables.headlines(run),
     policies=tables.policy_table(run.results),
     figures=[f for f in (intervals.win_rates(run.results), intervals.scorers(run.results)) if f],
+    reliability=calibration.reliability(run.calibration),
     stages=tables.stage_table(run),
     groups=[group for group in groups if group.named or group.others],
     samples=tables.evaluation_samples(run.answers),

@@ -27,6 +27,7 @@ class Run(NamedTuple):
   samples: list[dict]  # logged while training
   answers: dict[str, list[dict]]  # policy -> its answers to held-out prompts
   results: dict[str, float]
+  calibration: dict[str, Any]  # of the reward model on held-out pairs
   finished: bool  # every stage that was begun
   notes: list[str]
 
@@ -47,6 +48,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     samples=_lines(workdir / "samples.jsonl", notes),
     answers={path.stem: _lines(path, notes) for path in written},
     results={name: float(value) for name, value in results.items() if is_number(value)},
+    calibration=_object(workdir / "evaluation" / "calibration.json", notes),
     finished=bool(stages) and all(isinstance(s, dict) and s.get("finished") for s in stages),
     notes=notes,
   )

@@ -128,6 +128,8 @@ def test_calibration_by_hand():
   np.testing.assert_allclose(c.stated, [0.75, 0.95])
   np.testing.assert_allclose(c.observed, [0.75, 0.5])
   assert list(c.count) == [4, 2]
+  assert (c.low < c.observed).all() and (c.observed < c.high).all()
+  np.testing.assert_allclose([c.low[0], c.high[0]], classification.fraction([1, 1, 1, 0])[1:])
   np.testing.assert_allclose(c.error, (4 * 0 + 2 * 0.45) / 6)
 
 

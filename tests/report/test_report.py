@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from rlhf_jax import report
-from rlhf_jax.report import charts, intervals, tables, words
+from rlhf_jax.report import calibration, charts, intervals, tables, words
 from rlhf_jax.report.run import Series, read_run
 
 RESULTS = {
@@ -343,3 +343,34 @@ def test_the_picture_has_a_panel_for_what_there_is(workdir, tmp_path):
 def test_a_picture_of_nothing_is_refused(tmp_path):
   with pytest.raises(ValueError, match="no reward, KL or win rate to draw"):
     report.write_picture(tmp_path, tmp_path / "picture.png")
+
+
+CURVE = {
+  "stated": [0.55, 0.75, 0.95],
+  "observed": [0.6, 0.7, 0.9],
+  "low": [0.5, 0.55, 0.8],
+  "high": [0.7, 0.8, 0.96],
+  "count": [225, 25, 400],
+  "error": 0.0525,
+}
+
+
+def test_calibration_is_drawn_against_the_diagonal(workdir):
+  (workdir / "evaluation").mkdir(exist_ok=True)
+  (workdir / "evaluation" / "calibration.json").write_text(json.dumps(CURVE))
+  drawn = calibration.reliability(CURVE)
+  x = [point.x for point in drawn.points]
+  assert x == sorted(x) and charts.LEFT < x[0] and x[-1] < charts.RIGHT
+  # Pixels run down: the first bin is above the diagonal, the others below it.
+  x1, y1, x2, y2 = drawn.diagonal
+  on_diagonal = [y1 + (y2 - y1) * (p.x - x1) / (x2 - x1) for p in drawn.points]
+  assert [p.y < y for p, y in zip(drawn.points, on_diagonal, strict=True)] == [True, False, False]
+  assert all(p.high < p.y < p.low for p in drawn.points)
+  assert [round(p.radius, 3) for p in drawn.points] == [4.5, 3.0, 6.0]
+  page = report.write_report(workdir).read_text()
+  assert "Expected calibration error 0.0525" in page and "25 pairs: stated 0.75" in page
+
+
+@pytest.mark.parametrize("broken", [{}, {**CURVE, "low": [0.5]}, {**CURVE, "count": None}])
+def test_a_broken_calibration_is_left_out(broken):
+  assert calibration.reliability(broken) is None
