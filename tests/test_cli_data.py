@@ -131,16 +131,24 @@ def test_inspect_sets_off_turns_of_a_conversation(tmp_path, capsys):
   assert line.count("[[") == 2 and "[[Yes?<|im_end|>]]" in line and "[[No.<|im_end|>]]" in line
 
 
-def test_inspect_says_what_conversions_give_and_that_classes_need_an_order(path, capsys):
+def test_inspect_says_what_conversions_give(path, capsys):
   page = said(capsys, "inspect", path, "--tokenizer=bytes")
   lines = section(page, "conversion")
   assert lines[0].startswith(
     "2 pairs of 1 rankings, which loses which answers were compared at once"
   )
-  assert lines[-1] == "classes: give their order with --classes=WORST,...,BEST"
-  assert not any("of 1 classes" in line for line in lines)
-  page = said(capsys, "inspect", path, "--tokenizer=bytes", "--classes=poor,good")
-  assert any("1 marks of 1 classes" in line for line in section(page, "conversion"))
+
+
+def test_inspect_converts_classes_in_their_order_alone(tmp_path, capsys):
+  rows = [{"prompt": "R", "response": name, "class": name} for name in ("good", "poor")]
+  file = tmp_path / "classes.jsonl"
+  file.write_text("\n".join(map(json.dumps, rows)))
+  page = said(capsys, "inspect", str(file), "--tokenizer=bytes")
+  assert section(page, "conversion") == ["classes: give their order with --classes=WORST,...,BEST"]
+  page = said(capsys, "inspect", str(file), "--tokenizer=bytes", "--classes=poor,good")
+  starts = [line.split(",")[0] for line in section(page, "conversion")]
+  assert starts == [f"{n} {form} of 2 classes" for n, form in (
+    (1, "pairs"), (1, "rankings"), (2, "ratings"), (2, "marks"))]  # fmt: skip
 
 
 def test_inspect_says_of_each_row_what_the_tokenizer_can_not_do(tmp_path, capsys):

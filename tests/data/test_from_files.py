@@ -46,6 +46,13 @@ def test_feedback_comes_in_its_own_form_and_in_what_it_converts_to(tmp_path):
   assert task.feedback("no form", 0) == task.held_out_feedback("pairs") == []
 
 
+def test_held_out_feedback_is_counted_and_its_conversions_are_not_said_again(tmp_path):
+  path = write(tmp_path, ".jsonl", [PAIR, RANKED])
+  (held,) = load(held_out=path).notes[-1:]
+  assert held.endswith("rows.jsonl: 1 pairs, 1 rankings")
+  assert len(load(feedback=path, held_out=path).notes) == 3
+
+
 def test_converted_records_have_the_tokens_of_the_answers_they_come_from(tmp_path):
   task = load(feedback=write(tmp_path, ".jsonl", [RANKED]))
   (ranking,) = task.feedback("rankings", 0)
