@@ -15,7 +15,7 @@ from rlhf_jax.data import examples
 from rlhf_jax.models import lora
 from rlhf_jax.training import answers, checkpoint, disk, offline, online, options, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Lora, Setup, algorithm_module
+from rlhf_jax.training.setup import Lora, Setup, algorithm_module, reward_model_of
 
 ADAM_COPIES = 3  # parameters and two moments
 
@@ -177,12 +177,12 @@ def _assert_disk(setup: Setup) -> None:
     "reward_model": "reward_model",
     "policy": setup.config["algorithm"]["name"],
   }
-  folders = [
-    setup.workdir / "checkpoints" / name
-    for stage, name in names.items()
-    if stage in setup.config["stages"]
-  ]
-  count = sum(checkpoint.KEEP for folder in folders if not folder.exists()) + 1
+  group = reward_model_of(setup.config).group
+  members = group.members if group.share == "adapters" else 1
+  count = 1
+  for stage, name in names.items():
+    if stage in setup.config["stages"] and not (setup.workdir / "checkpoints" / name).exists():
+      count += checkpoint.KEEP * (members if stage == "reward_model" else 1)
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_trained(setup)))
   disk.assert_room(setup.workdir, count * ADAM_COPIES * size, "keeping this run's checkpoints")
 

@@ -231,19 +231,21 @@ def odin(outputs, kernel, config) -> float:
   )
 
 
-def test_odin_is_its_formula():
+@pytest.mark.parametrize("sign", [1.0, -1.0])  # of the correlation that is to vanish
+def test_odin_is_its_formula(sign):
   config = reward_odin.Config(length_coef=0.7, orthogonal_coef=0.3)
-  params = {"scores": OUTPUTS, "reward_head": {"kernel": KERNEL}}
+  outputs = sign * OUTPUTS
+  params = {"scores": outputs, "reward_head": {"kernel": KERNEL}}
   loss = lambda p: loss_of(reward_odin, config, p, uneven(pairs()))
-  np.testing.assert_allclose(loss(params), odin(OUTPUTS, KERNEL, config), rtol=1e-12)
+  np.testing.assert_allclose(loss(params), odin(outputs, KERNEL, config), rtol=1e-12)
   got = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
-  for name, x in (("scores", OUTPUTS), ("kernel", KERNEL)):
+  for name, x in (("scores", outputs), ("kernel", KERNEL)):
     mine = got["scores"] if name == "scores" else got["reward_head"]["kernel"]
     for i in np.ndindex(x.shape):
       up, down = x.copy(), x.copy()
       up[i] += 1e-6
       down[i] -= 1e-6
-      at = lambda y: odin(y, KERNEL, config) if name == "scores" else odin(OUTPUTS, y, config)  # noqa: B023
+      at = lambda y: odin(y, KERNEL, config) if name == "scores" else odin(outputs, y, config)  # noqa: B023
       np.testing.assert_allclose(mine[i], (at(up) - at(down)) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
