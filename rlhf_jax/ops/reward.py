@@ -114,8 +114,7 @@ def top_one_loss(scores: Array, ranks: Array, unranked: Array) -> Array:
   best_rank = jnp.min(jnp.where(ranks > 0, ranks, K + 1), axis=1, keepdims=True)
   best = (ranks == best_rank) & (ranks > 0)
   count = jnp.sum(best, axis=1)
-  present = (ranks > 0) | unranked | (count[:, None] == 0)  # a sum over nothing has no gradient
-  normalizer = jax.nn.logsumexp(scores, axis=1, where=present)
+  normalizer = jax.nn.logsumexp(scores, axis=1, where=(ranks > 0) | unranked)
   mean = jnp.sum(jnp.where(best, scores, 0.0), axis=1) / jnp.maximum(count, 1)
   return jnp.where(count > 0, normalizer - mean, 0.0)
 
