@@ -28,7 +28,7 @@ def add_options(parser) -> None:
   parser.add_config()
   parser.add_argument("--workdir", required=True, help="folder of the run; made if needed")
   parser.add_argument(
-    "--seeds", type=_seeds, metavar="N,N,...", help="train every seed, and compare"
+    "--seeds", type=parse_seeds, metavar="N,N,...", help="train every seed, and compare"
   )
 
 
@@ -40,19 +40,19 @@ def run(args) -> None:
 
   settings = config.load(args.config)
   if args.seeds:
-    with _interruptible():
+    with interruptible():
       results = seeds.train_seeds(settings, args.workdir, args.seeds)
     for seed in args.seeds:
       write_report(f"{args.workdir}/seed_{seed}")
     print(seeds.table(results))
     return
-  with _interruptible():
+  with interruptible():
     results = train(settings, args.workdir)
   print(results_table(results))
   print(f"report: {write_report(args.workdir)}")
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
   return [int(part) for part in text.split(",")]
 
 
@@ -76,7 +76,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _interruptible():
+def interruptible():
   """Within, SIGTERM and SIGINT raise Interrupted also where no training loop sees to them."""
   from rlhf_jax.training.loop import Interrupted
 

@@ -33,7 +33,7 @@ def write_picture(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
   )
   figure.get_layout_engine().set(wspace=0.06, w_pad=0.08, h_pad=0.08)
   for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-    _style(axes)
+    style(axes)
     draw(axes)
   FigureCanvasAgg(figure).print_png(str(path))
   return Path(path)
@@ -50,7 +50,7 @@ def _reward(run: Run):
 
   def draw(axes: Axes):
     _line(axes, run.metrics[stage]["rewards/mean"], COLORS[0], None)
-    _title(axes, f"{title(stage)}: reward of its samples")
+    heading(axes, f"{title(stage)}: reward of its samples")
     axes.set_xlabel("step")
 
   return draw
@@ -68,7 +68,7 @@ def _kl(run: Run):
   def draw(axes: Axes):
     for color, (series, label) in zip(COLORS, found, strict=False):
       _line(axes, series, color, label)
-    _title(axes, f"{title(stage)}: KL from SFT, nats a response")
+    heading(axes, f"{title(stage)}: KL from SFT, nats a response")
     axes.set_xlabel("step")
     axes.legend(frameon=False, loc="lower right", labelcolor=INK)
 
@@ -98,7 +98,7 @@ def _wins(run: Run):
     axes.set_ylim(0, 118)
     axes.set_yticks(range(0, 101, 25))
     axes.grid(axis="x", visible=False)
-    _title(axes, "Wins against SFT, % of prompts")
+    heading(axes, "Wins against SFT, % of prompts")
     axes.legend(frameon=False, loc="upper left", ncols=2, labelcolor=INK, columnspacing=1.2)
 
   return draw
@@ -112,7 +112,7 @@ def _line(axes: Axes, series: Series, color: str, label: str | None) -> None:
   axes.plot(series.steps, charts.running_mean(series.values), color=color, linewidth=2, label=label)
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
   axes.grid(color=GRID, linewidth=0.8)
   axes.set_axisbelow(True)
   axes.tick_params(colors=MUTED, labelsize=9, length=0)
@@ -121,5 +121,5 @@ def _style(axes: Axes) -> None:
   axes.xaxis.label.set_color(MUTED)
 
 
-def _title(axes: Axes, text: str) -> None:
+def heading(axes: Axes, text: str) -> None:
   axes.set_title(text, loc="left", fontsize=11, color=INK)

@@ -1,0 +1,96 @@
+"""Records of feedback become batches that hold what people said beside the tokens they said it of."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import examples
+from rlhf_jax.data.examples import Example, Labelled, Pair, Ranking, TokenLabelled
+
+PROMPT = Example.prompt("p", [5, 6])
+SHORT, LONG = PROMPT.continued("s", [7]), PROMPT.continued("l", [8, 9, 10])
+OTHER = Example.prompt("q", [4]).continued("o", [3, 2])
+
+
+def logps(example: Example) -> np.ndarray:
+  return -np.asarray(example.tokens, np.float32)
+
+
+def test_a_prompt_goes_on_with_an_answer_that_alone_is_the_policys():
+  assert LONG.tokens == [5, 6, 8, 9, 10] and LONG.response_mask == [0, 0, 1, 1, 1]
+  assert Example.text("t", [1, 2]).response_mask == [1, 1]
+
+
+def test_a_pair_carries_how_far_it_is_preferred_and_the_references_log_probabilities():
+  pairs = [Pair(LONG, SHORT), Pair(SHORT, LONG, preference=0.5, margin=2.0)]
+  batch = examples.collate_records(pairs, 6, logps)
+  np.testing.assert_array_equal(batch.chosen.tokens, [[5, 6, 8, 9, 10, 0], [5, 6, 7, 0, 0, 0]])
+  np.testing.assert_array_equal(batch.preference, [1.0, 0.5])
+  np.testing.assert_array_equal(batch.margin, [0.0, 2.0])
+  np.testing.assert_array_equal(
+    batch.ref_rejected_logps, [[-5, -6, -7, 0, 0, 0], [-5, -6, -8, -9, -10, 0]]
+  )
+  assert examples.collate_records(pairs, 6).ref_chosen_logps is None
+
+
+def test_short_rankings_are_filled_with_unranked_copies_of_their_first_answer():
+  rankings = [Ranking((LONG, SHORT, OTHER), (2, 1, 2)), Ranking((OTHER, LONG), (1, 2))]
+  batch = examples.collate_records(rankings, 5, logps)
+  assert batch.answers.tokens.shape == batch.ref_logps.shape == (2, 3, 5)
+  np.testing.assert_array_equal(batch.ranks, [[2, 1, 2], [1, 2, 0]])
+  np.testing.assert_array_equal(batch.answers.tokens[1, 2], batch.answers.tokens[1, 0])
+  np.testing.assert_array_equal(batch.answers.response_mask[0, 1], [0, 0, 1, 0, 0])
+  np.testing.assert_array_equal(batch.ref_logps[0, 2], [-4, -3, -2, 0, 0])
+
+
+def test_labels_stand_beside_answers_and_missing_ones_are_nan():
+  batch = examples.collate_records([Labelled(SHORT, (1.0, np.nan)), Labelled(LONG, (0.0, 2.0))], 5)
+  np.testing.assert_array_equal(batch.labels, [[1, np.nan], [0, 2]])
+  assert batch.mismatched is None
+
+
+def test_labels_of_tokens_stand_at_their_tokens_and_padding_has_none():
+  record = TokenLabelled(SHORT, [np.nan, np.nan, 0.25])
+  batch = examples.collate_records([record], 5)
+  np.testing.assert_array_equal(batch.labels, [[np.nan, np.nan, 0.25, np.nan, np.nan]])
+
+
+def test_every_prompt_gets_another_prompts_answer_and_every_answer_one_prompt():
+  rows = [
+    Labelled(Example.prompt(f"p{i}", [i]).continued(f"a{i}", [100 + i]), (1.0,)) for i in range(7)
+  ]
+  joined = examples.with_mismatched(rows, seed=3)
+  prompts = [record.mismatched.tokens[0] for record in joined]
+  answers = [record.mismatched.tokens[1] for record in joined]
+  assert prompts == list(range(7)) and sorted(answers) == [100 + i for i in range(7)]
+  assert all(answer != 100 + prompt for prompt, answer in zip(prompts, answers, strict=True))
+  assert [r.mismatched.tokens for r in examples.with_mismatched(rows, 3)] == [
+    r.mismatched.tokens for r in joined
+  ]
+  assert joined[0].answers == (joined[0].answer, joined[0].mismatched)
+
+
+def test_a_mismatched_answer_is_no_longer_than_either_row():
+  rows = [
+    Labelled(Example.prompt("p", [1] * 6).continued("a", [2]), (1.0,)),
+    Labelled(Example.prompt("q", [3]).continued("b", [4] * 5), (0.0,)),
+  ]
+  for record in examples.with_mismatched(rows, 0):
+    assert len(record.mismatched.tokens) <= 7
+
+
+@pytest.mark.parametrize("form", ["pairs", "rankings", "labelled"])
+def test_batches_are_as_wide_as_their_widest_answer_and_hold_each_record_once(form):
+  prompt = Example.prompt("p", [1])
+  answer = lambda size: prompt.continued(f"{size}", [2] * size)
+  make = {
+    "pairs": lambda n: Pair(answer(n), answer(1)),
+    "rankings": lambda n: Ranking((answer(1), answer(n), answer(2)), (1, 2, 3)),
+    "labelled": lambda n: Labelled(answer(n), (1.0,)),
+  }[form]
+  records = [make(n) for n in range(1, 33)]
+  batches = examples.batches_by_width(records, 4, buckets=2, seed=1)
+  ids = [record.id for _, batch in batches for record in batch]
+  assert sorted(ids) == sorted(record.id for record in records)
+  for width, batch in batches:
+    assert max(len(a.tokens) for record in batch for a in record.answers) <= width
+  assert len({width for width, _ in batches}) == 2
