@@ -412,7 +412,7 @@ option("ppo.temperature", 0.7, "ppo.temperature is not an option; set rollout.te
 option("ppo.truncation", "cut", "ppo.truncation='cut' is not one of 'score', 'fixed_score'")
 option("dpo.beta", 0, "dpo.beta=0.0 should be greater than 0")
 option("dpo.label_smoothing", 0.5, "dpo.label_smoothing=0.5 should be less than 0.5")
-option("dpo.loss_type", "ipoo", "dpo.loss_type='ipoo' is not one of 'sigmoid', 'ipo', 'hinge'")
+option("dpo.loss_type", "ipoo", "dpo.loss_type='ipoo' is not one of 'sigmoid', 'robust', 'aot'")
 option("sft.learning_rate", "fast", "sft.learning_rate='fast' should be a float")
 option("sft.epochs", 0, "sft.epochs=0.0 should be greater than 0")
 option("sft.warmup", 1.0, "sft.warmup=1.0 should be less than 1")

@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.algorithms import simpo
 from rlhf_jax.config import hyperparameters, option
-from rlhf_jax.ops import preference, stats
-from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
+from rlhf_jax.types import Algorithm, Policy
 
 Array = jax.Array
 
@@ -40,24 +40,6 @@ def reward(logps: Array, config: Config) -> Array:
   return config.beta * -jnp.expm1(-config.alpha * logps) / config.alpha
 
 
-def alphapo_loss(logps_w: Array, logps_l: Array, config: Config) -> Array:
-  """Loss float32[B] from log-probabilities averaged over each response, float32[B]."""
-  margin = reward(logps_w, config) - reward(logps_l, config) - config.gamma
-  return preference.smoothed_log_sigmoid_loss(margin, config.label_smoothing)
-
-
 def make(policy: Policy) -> Algorithm:
   """AlphaPO on batches of `PreferenceBatch`; a reference is only measured against, where there is one."""
-
-  def loss(params, frozen, pairs, config, extra):
-    side_w, side_l = preference.split(policy.evaluate(params, frozen, pairs.both, 1.0))
-    logps_w = preference.average_logps(side_w.logps, pairs.chosen.response_mask)
-    logps_l = preference.average_logps(side_l.logps, pairs.rejected.response_mask)
-    losses = preference.both_ways(
-      lambda w, l: alphapo_loss(w, l, config), logps_w, logps_l, pairs.preference
-    )
-    rewards = reward(logps_w, config), reward(logps_l, config)
-    metrics = preference.pair_metrics(*rewards, side_w.logps, side_l.logps, pairs)
-    return {"alphapo": stats.batch_mean(losses)}, metrics
-
-  return Algorithm(no_extra, no_annotation, loss, keep_extra)
+  return simpo.make_by_reward(policy, "alphapo", reward)

@@ -1,7 +1,7 @@
 """Simple preference optimisation: no reference, and log-probabilities a token (arXiv:2405.14734, eq. 6).
 
-    z = β (log π(y_w|x) / |y_w| − log π(y_l|x) / |y_l|) − γ
-    L(θ) = − E log σ(z)
+    r(y) = β log π(y|x) / |y|
+    L(θ) = − E log σ(r(y_w) − r(y_l) − γ)
 
 The mean is over pairs. γ is the margin by which the rewards should differ. `label_smoothing` ε makes it
 −(1 − ε) log σ(z) − ε log σ(−z), as the authors' code does; a pair of `preference` p has the loss p f(y_w, y_l) +
@@ -9,6 +9,8 @@ The mean is over pairs. γ is the margin by which the rewards should differ. `la
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 
@@ -30,24 +32,36 @@ class Config:
   label_smoothing: float = option(0.0, at_least=0, below=0.5)
 
 
-def simpo_loss(logps_w: Array, logps_l: Array, config: Config) -> Array:
-  """Loss float32[B] from log-probabilities averaged over each response, float32[B]."""
-  margin = config.beta * (logps_w - logps_l) - config.gamma
+def reward(logps: Array, config: Config) -> Array:
+  """r(y) float32[B] from log-probabilities averaged over each response, float32[B]."""
+  return config.beta * logps
+
+
+def margin_loss(reward_w: Array, reward_l: Array, config) -> Array:
+  """Loss float32[B] of rewards float32[B] that should differ by `config.gamma`."""
+  margin = reward_w - reward_l - config.gamma
   return preference.smoothed_log_sigmoid_loss(margin, config.label_smoothing)
 
 
 def make(policy: Policy) -> Algorithm:
   """SimPO on batches of `PreferenceBatch`; a reference is only measured against, where there is one."""
+  return make_by_reward(policy, "simpo", reward)
+
+
+def make_by_reward(policy: Policy, name: str, reward: Callable) -> Algorithm:
+  """`margin_loss` on another `reward(logps, config)` of the average log-probability."""
 
   def loss(params, frozen, pairs, config, extra):
     side_w, side_l = preference.split(policy.evaluate(params, frozen, pairs.both, 1.0))
-    logps_w = preference.average_logps(side_w.logps, pairs.chosen.response_mask)
-    logps_l = preference.average_logps(side_l.logps, pairs.rejected.response_mask)
-    losses = preference.both_ways(
-      lambda w, l: simpo_loss(w, l, config), logps_w, logps_l, pairs.preference
+    average = lambda side, rows: preference.average_logps(side.logps, rows.response_mask)
+    rewards = (
+      reward(average(side_w, pairs.chosen), config),
+      reward(average(side_l, pairs.rejected), config),
     )
-    rewards = config.beta * logps_w, config.beta * logps_l
+    losses = preference.both_ways(
+      lambda w, l: margin_loss(w, l, config), *rewards, pairs.preference
+    )
     metrics = preference.pair_metrics(*rewards, side_w.logps, side_l.logps, pairs)
-    return {"simpo": stats.batch_mean(losses)}, metrics
+    return {name: stats.batch_mean(losses)}, metrics
 
   return Algorithm(no_extra, no_annotation, loss, keep_extra)

@@ -201,13 +201,17 @@ def bco_rows(x, *, beta, delta):
   return with_gradient(loss, logps=x["logps"])
 
 
+def by_reward(module, config):
+  """SimPO's loss on the reward of `module`, from averaged log-probabilities."""
+  reward_of = lambda logps: module.reward(logps, config)
+  return lambda logps_w, logps_l: simpo.margin_loss(reward_of(logps_w), reward_of(logps_l), config)
+
+
 def cpo_pairs(x, *, loss_type, simpo_gamma=0.0, alpha=0.0, **settings):
   if loss_type == "simpo":
-    config = simpo.Config(gamma=simpo_gamma, **settings)
-    loss = lambda logps_w, logps_l: simpo.simpo_loss(logps_w, logps_l, config)
+    loss = by_reward(simpo, simpo.Config(gamma=simpo_gamma, **settings))
   elif loss_type == "alphapo":
-    config = alphapo.Config(gamma=simpo_gamma, alpha=alpha, **settings)
-    loss = lambda logps_w, logps_l: alphapo.alphapo_loss(logps_w, logps_l, config)
+    loss = by_reward(alphapo, alphapo.Config(gamma=simpo_gamma, alpha=alpha, **settings))
   else:
     config = cpo.Config(loss_type=loss_type, **settings)
     loss = lambda logps_w, logps_l: cpo.cpo_loss(logps_w, logps_l, config)

@@ -256,23 +256,29 @@ def test_dpo_on_rankings_of_two_is_dpo():
   np.testing.assert_allclose(got, dpo.dpo_loss(*PAIRS, dpo.Config(beta=0.1)), rtol=1e-5)
 
 
+def by_reward(module, logps_w, logps_l, config):
+  """SimPO's loss on the reward of `module`."""
+  rewards = (module.reward(jnp.asarray(logps), config) for logps in (logps_w, logps_l))
+  return simpo.margin_loss(*rewards, config)
+
+
 def test_simpo_by_hand():
   config = simpo.Config(beta=2.0, gamma=0.5)  # 2 (−1 + 1.5) − 0.5 = 0.5
-  got = simpo.simpo_loss(jnp.asarray([-1.0]), jnp.asarray([-1.5]), config)
+  got = by_reward(simpo, [-1.0], [-1.5], config)
   np.testing.assert_allclose(got, [math.log(1 + math.exp(-0.5))], rtol=1e-6)
 
 
 def test_alphapo_approaches_simpo_as_alpha_vanishes():
   w, l = jnp.asarray([-1.0, -2.0]), jnp.asarray([-1.5, -0.5])
-  near = alphapo.alphapo_loss(w, l, alphapo.Config(alpha=1e-3))
-  np.testing.assert_allclose(near, simpo.simpo_loss(w, l, simpo.Config()), rtol=5e-3)
+  near = by_reward(alphapo, w, l, alphapo.Config(alpha=1e-3))
+  np.testing.assert_allclose(near, by_reward(simpo, w, l, simpo.Config()), rtol=5e-3)
 
 
 def test_alphapo_by_hand():
   config = alphapo.Config(
     beta=1.0, gamma=0.0, alpha=1.0
   )  # r = 1 − 1/p: −1 at a half, −3 at a quarter
-  got = alphapo.alphapo_loss(jnp.log(jnp.asarray([0.5])), jnp.log(jnp.asarray([0.25])), config)
+  got = by_reward(alphapo, [math.log(0.5)], [math.log(0.25)], config)
   np.testing.assert_allclose(got, [math.log(1 + math.exp(-2))], rtol=1e-6)
 
 
