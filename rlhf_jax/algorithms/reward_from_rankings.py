@@ -65,15 +65,6 @@ def begin(config: Config, labels: np.ndarray) -> Beginning:
   return Beginning()
 
 
-def unranked(batch: RankingBatch) -> Array:
-  """Which answers got no rank, bool[B, K], copies of the first that fill up short rankings left out."""
-  first = jax.tree.map(lambda x: x[:, :1], batch.answers)
-  real = batch.answers.segments > 0
-  same = jnp.where(real, batch.answers.tokens == first.tokens, True)
-  copies = jnp.all(same & (real == (first.segments > 0)), axis=-1).at[:, 0].set(False)
-  return (batch.ranks == 0) & ~copies
-
-
 def make(scorer: Scorer) -> Algorithm:
   """Plackett-Luce or top-one on batches of `RankingBatch`."""
 
@@ -81,8 +72,7 @@ def make(scorer: Scorer) -> Algorithm:
     B, K, T = batch.answers.tokens.shape
     rows = jax.tree.map(lambda x: x.reshape(B * K, T), batch.answers)
     scores = scorer.score(params, frozen, rows).reshape(B, K)
-    left = unranked(batch)
-    below = left if config.unranked == "below" else jnp.zeros_like(left)
+    below = (batch.ranks == 0) & (config.unranked == "below")
     losses = LOSSES[config.loss, config.ties](scores, batch.ranks, below)
 
     place = jnp.where(below, K + 1, batch.ranks)

@@ -203,7 +203,7 @@ def _pairs(pairs: Sequence[Pair], width: int, ref_logps) -> PreferenceBatch:
 
 
 def _rankings(rankings: Sequence[Ranking], width: int, ref_logps) -> RankingBatch:
-  """Rankings of fewer answers than the longest are filled with their own first answer, unranked."""
+  """Rankings of fewer answers than the longest are filled with their own first answer, of rank −1."""
   K = max(len(ranking.answers) for ranking in rankings)
   fill = lambda r: (*r.answers, *[r.answers[0]] * (K - len(r.answers)))
   answers = [answer for ranking in rankings for answer in fill(ranking)]
@@ -212,7 +212,7 @@ def _rankings(rankings: Sequence[Ranking], width: int, ref_logps) -> RankingBatc
   logps = _aligned(answers, width, ref_logps)
   return RankingBatch(
     answers=Sequences(*(apart(getattr(sequences, f)) for f in sequences.__dataclass_fields__)),
-    ranks=np.asarray([[*r.ranks, *[0] * (K - len(r.ranks))] for r in rankings], np.int32),
+    ranks=np.asarray([[*r.ranks, *[-1] * (K - len(r.ranks))] for r in rankings], np.int32),
     ref_logps=None if logps is None else apart(logps),
   )
 

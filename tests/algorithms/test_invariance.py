@@ -22,12 +22,18 @@ from rlhf_jax.algorithms import (
   orpo,
   pl_dpo,
   ppo,
+  reward_from_classes,
+  reward_from_marks,
+  reward_from_rankings,
+  reward_from_ratings,
+  reward_from_tokens,
   reward_model,
+  reward_odin,
   sft,
   simpo,
 )
 from rlhf_jax.models import heads, llama, policy, registry
-from rlhf_jax.training import step
+from rlhf_jax.training import ensemble, step
 
 V, D, B = 17, 8, 4
 CONFIG = llama.LlamaConfig(
@@ -110,6 +116,23 @@ def marks(layout: Layout) -> types.LabelledBatch:
   )
 
 
+def ratings(layout: Layout) -> types.LabelledBatch:
+  labels = [[1.0, 4.0, 2.0], [np.nan, 3.0, 0.5], [5.0, np.nan, np.nan], [2.0, 2.0, 3.0]]
+  return marks(layout).replace(labels=jnp.asarray(labels), mismatched=None)
+
+
+def classes(layout: Layout) -> types.LabelledBatch:
+  labels = jnp.asarray([[2.0], [0.0], [np.nan], [1.0]])
+  return marks(layout).replace(labels=labels, mismatched=None)
+
+
+def token_labels(layout: Layout) -> types.LabelledBatch:
+  rng = np.random.default_rng(5)
+  said = [np.where(rng.random(len(row)) < 0.6, rng.random(len(row)), np.nan) for row in RESPONSES]
+  labels = jnp.asarray(laid(said, layout), jnp.float32)
+  return marks(layout).replace(labels=labels, mismatched=None)
+
+
 def rollouts(layout: Layout) -> types.Rollout:
   rng = np.random.default_rng(3)
   answers = sequences(RESPONSES, layout, seed=1)
@@ -144,8 +167,16 @@ SCORER = policy.make_scorer(MODEL)
 FROZEN = {"base": {}, "reference": params_of(9)}
 ACTOR = params_of(0, value_head=True)
 OTHER_ACTOR = params_of(7)
+HEADS = [{"reward_head": heads.init_head(jax.random.key(m), D, 0.5)} for m in range(3)]
+CUTPOINTS = {"first": jnp.float32(-1.0), "log_gaps": jnp.asarray([0.5])}
 # Two passes over the batch, so that the second has ratios other than one.
 PPO = dict(learning_rate=0.05, epochs=2, entropy_coef=0.01, kl_target=1.0)
+
+
+def several(outputs: int) -> dict:
+  """A reward model whose head says several numbers."""
+  head = heads.init_head(jax.random.key(2), D, 0.5, outputs=outputs)
+  return {**params_of(1), "reward_head": head}
 
 
 class Case(NamedTuple):
@@ -164,6 +195,78 @@ CASES = {
   "sft": Case(sft.make, sft.Config(), {"model": ACTOR["model"]}, demonstrations),
   "reward_model": Case(
     reward_model.make, reward_model.Config(), params_of(1, reward_head=True), preferences, SCORER
+  ),
+  "reward_model, Rao-Kupper": Case(
+    reward_model.make,
+    reward_model.Config(ties="rao_kupper", margin=True, label_smoothing=0.1, centering=0.01),
+    {**params_of(1, reward_head=True), "link": {"log_threshold": jnp.float32(-0.5)}},
+    preferences,
+    SCORER,
+  ),
+  "reward_model, Davidson": Case(
+    reward_model.make,
+    reward_model.Config(ties="davidson"),
+    {**params_of(1, reward_head=True), "link": {"log_nu": jnp.float32(0.3)}},
+    preferences,
+    SCORER,
+  ),
+  "reward_model, heads on one trunk": Case(
+    lambda scorer: ensemble.on_one_trunk(reward_model.make(scorer), "reward_model"),
+    reward_model.Config(),
+    {"model": params_of(1)["model"], "members": ensemble.stacked(HEADS)},
+    preferences,
+    SCORER,
+  ),
+  "reward_odin": Case(
+    reward_odin.make, reward_odin.Config(label_smoothing=0.1), several(2), preferences, SCORER
+  ),
+  "reward_from_rankings": Case(
+    reward_from_rankings.make,
+    reward_from_rankings.Config(),
+    params_of(1, reward_head=True),
+    rankings,
+    SCORER,
+  ),
+  "reward_from_rankings, Breslow": Case(
+    reward_from_rankings.make,
+    reward_from_rankings.Config(ties="breslow", unranked="ignored"),
+    params_of(1, reward_head=True),
+    rankings,
+    SCORER,
+  ),
+  "reward_from_rankings, top one": Case(
+    reward_from_rankings.make,
+    reward_from_rankings.Config(loss="top_one"),
+    params_of(1, reward_head=True),
+    rankings,
+    SCORER,
+  ),
+  "reward_from_ratings": Case(
+    reward_from_ratings.make, reward_from_ratings.Config(), several(3), ratings, SCORER
+  ),
+  "reward_from_ratings, Huber": Case(
+    reward_from_ratings.make, reward_from_ratings.Config(loss="huber"), several(3), ratings, SCORER
+  ),
+  "reward_from_classes": Case(
+    reward_from_classes.make,
+    reward_from_classes.Config(),
+    {**params_of(1, reward_head=True), "link": CUTPOINTS},
+    classes,
+    SCORER,
+  ),
+  "reward_from_marks": Case(
+    reward_from_marks.make,
+    reward_from_marks.Config(),
+    params_of(1, reward_head=True),
+    marks,
+    SCORER,
+  ),
+  "reward_from_tokens": Case(
+    reward_from_tokens.make,
+    reward_from_tokens.Config(),
+    params_of(1, reward_head=True),
+    token_labels,
+    SCORER,
   ),
   "dpo": Case(dpo.make, dpo.Config(label_smoothing=0.1), ACTOR, preferences),
   "dpo, averaged": Case(
@@ -320,6 +423,7 @@ BELONGS = {
   "ref_rejected_logps": "rejected",
   "ref_logps": "answers",
   "ref_mismatched_logps": "mismatched",
+  "labels": "answers",
 }
 
 

@@ -351,13 +351,14 @@ def test_two_ranked_answers_are_a_pair(ranks):
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_answers_that_fill_a_short_ranking_up_are_not_below_it():
-  batch = rankings(np.array([[1, 2, 0], [1, 2, 0]]))
-  tokens = batch.answers.tokens.at[0, 2].set(batch.answers.tokens[0, 0])  # a copy of the first
-  batch = batch.replace(answers=batch.answers.replace(tokens=tokens))
-  np.testing.assert_array_equal(
-    reward_from_rankings.unranked(batch), [[False, False, False], [False, False, True]]
-  )
+@pytest.mark.parametrize("loss, ties", reward_from_rankings.LOSSES)
+def test_answers_that_fill_a_short_ranking_up_are_not_below_it(loss, ties):
+  config = reward_from_rankings.Config(loss=loss, ties=ties)
+  filled = ranking_loss(config, np.array([[0.3, -0.8, 2.0]]), np.array([[1, 2, -1]]))
+  short = ranking_loss(config, np.array([[0.3, -0.8]]), np.array([[1, 2]]))
+  below = ranking_loss(config, np.array([[0.3, -0.8, 2.0]]), np.array([[1, 2, 0]]))
+  np.testing.assert_allclose(filled, short, rtol=1e-12)
+  assert below > filled + 0.1
 
 
 @pytest.mark.parametrize("ranks", [[0, 0, 0, 0], [0, 1, 0, 0]])

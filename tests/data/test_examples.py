@@ -32,11 +32,11 @@ def test_a_pair_carries_how_far_it_is_preferred_and_the_references_log_probabili
   assert examples.collate_records(pairs, 6).ref_chosen_logps is None
 
 
-def test_short_rankings_are_filled_with_unranked_copies_of_their_first_answer():
+def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():
   rankings = [Ranking((LONG, SHORT, OTHER), (2, 1, 2)), Ranking((OTHER, LONG), (1, 2))]
   batch = examples.collate_records(rankings, 5, logps)
   assert batch.answers.tokens.shape == batch.ref_logps.shape == (2, 3, 5)
-  np.testing.assert_array_equal(batch.ranks, [[2, 1, 2], [1, 2, 0]])
+  np.testing.assert_array_equal(batch.ranks, [[2, 1, 2], [1, 2, -1]])
   np.testing.assert_array_equal(batch.answers.tokens[1, 2], batch.answers.tokens[1, 0])
   np.testing.assert_array_equal(batch.answers.response_mask[0, 1], [0, 0, 1, 0, 0])
   np.testing.assert_array_equal(batch.ref_logps[0, 2], [-4, -3, -2, 0, 0])
