@@ -12,9 +12,11 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import inspect
 import json
 import pathlib
 import sys
+import textwrap
 import types
 from unittest import mock
 
@@ -136,6 +138,75 @@ def predictions(seed: int = 7, vocabulary: int = 11) -> dict:
     tokens=rng.integers(0, vocabulary, (B, T)),
     mask=np.asarray(MASK, np.float64),
   )
+
+
+def group_step(seed: int = 41, *, empty_row: bool = False) -> dict:
+  """Four responses with an advantage each: the clip acts on tokens and on whole sequences, on both sides.
+
+  With `empty_row` the third response has no tokens.
+  """
+  rng = np.random.default_rng(seed)
+  old_logps = grid(-rng.gamma(2.0, 1.0, (B, T)) - 0.5)
+  drift = np.array([0.375, -0.5, 0.625, 0.0])[:, None]
+  mask = np.asarray(MASK, np.float64)
+  if empty_row:
+    mask[2] = 0.0
+  return dict(
+    logps=grid(np.minimum(old_logps + drift + rng.normal(0, 0.5, (B, T)), -0.015625)),
+    old_logps=old_logps,
+    ref_logps=grid(old_logps + rng.normal(0, 0.5, (B, T))),
+    advantages=np.array([1.25, -0.75, -1.5, 0.5]),
+    mask=mask,
+  )
+
+
+def group_rewards(seed: int = 21) -> np.ndarray:
+  """float64[N, G] = [3, 4], fractional and of both signs; all responses to the second prompt score the same."""
+  rewards = grid(np.random.default_rng(seed).normal(0.25, 1.0, (3, 4)))
+  rewards[1] = 0.75
+  return rewards
+
+
+def wide_token_pairs(seed: int = 22) -> dict:
+  """Log-ratios up to some 25 nats on both sides, beyond every library's clamp."""
+  inputs = token_pairs(seed)
+  log_ratio = np.linspace(-25.0, 25.0, B * T).reshape(B, T)
+  return inputs | dict(ref_logps=grid(inputs["logps"] - log_ratio))
+
+
+def transitions(seed: int = 23) -> dict:
+  """Six steps over five actions: Q-values before and after, of the learner and of its target, and two policies."""
+  rng = np.random.default_rng(seed)
+  q_values, next_q, target_next_q = grid(rng.normal(0, 2, (3, 6, 5)))
+  return dict(
+    q_values=q_values,
+    actions=rng.integers(0, 5, 6),
+    rewards=grid(rng.normal(0, 1, 6)),
+    discounts=grid([0.96875, 0.96875, 0.0, 0.96875, 1.0, 0.0]),
+    next_q=next_q,
+    target_next_q=target_next_q,
+    next_actions=rng.integers(0, 5, 6),
+    next_logits=grid(rng.normal(0, 1, (6, 5))),
+  )
+
+
+def excerpt(function, first: str, before: str):
+  """The statements of `function` from the line that holds `first` up to, without it, the next that holds `before`.
+
+  For equations that a library computes in the middle of a longer method: `run(**names)` executes them as they stand
+  and returns every name they leave behind.
+  """
+  lines = inspect.getsource(function).splitlines()
+  start = next(i for i, line in enumerate(lines) if first in line)
+  stop = next(i for i in range(start, len(lines)) if before in lines[i])
+  code = compile(textwrap.dedent("\n".join(lines[start:stop])), function.__qualname__, "exec")
+
+  def run(**names):
+    scope = dict(function.__globals__) | names
+    exec(code, scope)
+    return types.SimpleNamespace(**scope)
+
+  return run
 
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
