@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
@@ -49,10 +50,13 @@ def run(
   """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
   assert_learnable(setup)
   assert_divides(setup, stage, config, settings)
+  assert_critic(stage, module, settings)
   algorithm = module.make(
     make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
   )
-  params = _with_critic(setup, weights, trained, settings.critic)
+  params = {"model": trained}
+  if not critic_free(module):
+    params = _with_critic(setup, weights, trained, settings.critic)
   tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
   step_function = make_train_step(
     algorithm,
@@ -62,20 +66,24 @@ def run(
     accumulate=settings.accumulate,
   )
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
-  collect = jax.jit(make_collect(setup))
+  greedy = getattr(module, "GREEDY_BASELINE", False)
+  collect = jax.jit(make_collect(setup, greedy_baseline=greedy))
   prompts = setup.task.prompts
   width = examples.width_of(prompts)
   order = setup.order(stage)
   rows_at = lambda step: examples.batch_rows(len(prompts), settings.prompts, order, step)
+  group = group_of(config)
 
   def iterate(state, step):
     jax.block_until_ready(state.params)  # so that the clock below measures the rollout alone
     clock = time.perf_counter()
-    tokens, mask = left_pad([prompts[i].tokens for i in rows_at(step)], width)
+    rows = np.repeat(rows_at(step), group)  # the answers to a prompt are neighbours
+    tokens, mask = left_pad([prompts[i].tokens for i in rows], width)
     keys = jax.random.split(jax.random.fold_in(setup.key("rollout"), step), len(tokens))
     placed = setup.place_batch((tokens, mask, keys))
     rollout, metrics = collect(state.params, frozen, *placed, setup.sampling)
     jax.block_until_ready(rollout)
+    assert_finite_rewards(rollout, [prompts[i].id for i in rows], stage, step + 1)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
     state, learned = train_step(state, frozen, rollout, config)
 
@@ -104,8 +112,11 @@ def run(
   return state.params
 
 
-def make_collect(setup: Setup):
-  """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write and score."""
+def make_collect(setup: Setup, *, greedy_baseline: bool = False):
+  """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write and score.
+
+  With `greedy_baseline` each prompt is also answered greedily, and `Rollout.baseline` is the score of that.
+  """
 
   def collect(params, frozen, tokens, mask, keys, settings):
     whole = lora.attach(frozen["base"], params["model"], setup.lora.scale)
@@ -113,11 +124,17 @@ def make_collect(setup: Setup):
     written = generate(setup.model, weights, tokens, mask, keys, settings)
     scores = setup.scorer.score(frozen["reward_model"], frozen, written.sequences)
     chosen = written.sequences.response_mask
+    baseline = None
+    if greedy_baseline:
+      greedily = dataclasses.replace(settings, greedy=True)
+      best = generate(setup.model, weights, tokens, mask, keys, greedily)
+      baseline = setup.scorer.score(frozen["reward_model"], frozen, best.sequences)
     rollout = Rollout(
       sequences=written.sequences,
       logps=written.logps,
       rewards=returns.at_last(scores, chosen),
       truncated=written.truncated,
+      baseline=baseline,
     )
     metrics = {
       "rollout/length": stats.batch_mean(jnp.sum(chosen, axis=-1)),
@@ -140,10 +157,46 @@ def assert_learnable(setup: Setup) -> None:
 
 def assert_divides(setup: Setup, stage: str, config, settings: Settings) -> None:
   """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
-  name, parts = f"{stage}.prompts", config.minibatches * settings.accumulate
-  assert_multiple(name, settings.prompts, "minibatches x accumulate", parts)
+  group, parts = group_of(config), config.minibatches * settings.accumulate
+  name, rows = f"{stage}.prompts", settings.prompts * group
+  if group > 1:
+    name = f"{name} x group"
+  assert_multiple(name, rows, "minibatches x accumulate", parts)
   each = f"{name} / (minibatches x accumulate)" if parts > 1 else name
-  sharding.assert_divides(each, settings.prompts // parts, setup.mesh)
+  sharding.assert_divides(each, rows // parts, setup.mesh)
+
+
+def group_of(config) -> int:
+  """How many answers to each prompt the algorithm compares; 1 where it compares none."""
+  return getattr(config, "group", 1)
+
+
+def critic_free(module) -> bool:
+  """Whether the algorithm learns without values."""
+  return getattr(module, "CRITIC_FREE", False)
+
+
+def assert_critic(stage: str, module, settings: Settings) -> None:
+  """Raises ValueError for a critic of its own where there is none."""
+  if critic_free(module) and settings.critic != "shared":
+    raise ValueError(
+      f"{stage}.critic={settings.critic!r} has no effect, {stage} learns without a critic; leave it out."
+    )
+
+
+def assert_finite_rewards(rollout: Rollout, ids: list, stage: str, step: int) -> None:
+  """Raises NotFinite, with the prompts named, unless every answer's reward is a finite number."""
+  scores = jnp.sum(rollout.rewards, axis=-1)
+  if rollout.baseline is not None:
+    scores = scores + rollout.baseline
+  scores = jax.device_get(scores)
+  bad = np.flatnonzero(~np.isfinite(scores))
+  if len(bad):
+    which = ", ".join(f"{scores[i]} for row {i}, prompt {ids[i]}" for i in bad[:8])
+    raise loop.NotFinite(
+      f"{len(bad)} of {len(scores)} rewards at step {step} of stage {stage} are not finite: {which}. Repair what "
+      "scores these answers, and run again to go on from the last checkpoint."
+    )
 
 
 def _with_critic(setup: Setup, weights: Params, trained: Params, critic: str) -> Params:

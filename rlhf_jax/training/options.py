@@ -68,13 +68,12 @@ def fields(section: str) -> dict[str, tuple[Any, Any]]:
 def stage(config: Mapping[str, Any], name: str) -> tuple:
   """The section of stage or algorithm `name` as (its Config, the loop's settings, the optimizer's, ...)."""
   section = dict(config.get(name, {}))
-  if "temperature" in section:
-    raise ValueError(
-      f"{name}.temperature is not an option; set rollout.temperature, which rules both."
-    )
   classes = declared(name)
-  if "temperature" in classes[0].__dataclass_fields__:
-    section["temperature"] = config["rollout"].get("temperature", Sampling.temperature)
+  for ruled in ("temperature", "max_new_tokens"):
+    if ruled in section:
+      raise ValueError(f"{name}.{ruled} is not an option; set rollout.{ruled}, which rules both.")
+    if ruled in classes[0].__dataclass_fields__:
+      section[ruled] = config["rollout"].get(ruled, getattr(Sampling, ruled))
   return split(section, *classes, where=name)
 
 

@@ -1,0 +1,232 @@
+"""REINFORCE with a baseline (Williams, Machine Learning 8, 1992), and what its relatives share with it.
+
+A whole answer y is one action, with the score less a KL penalty as its reward:
+
+    R(y) = score(y) − β Σ_t (log π_old(y_t) − log π_ref(y_t))
+    L(θ) = − E (R(y) − b) log π_θ(y)
+
+The mean is over answers, of the sum over each one's tokens, so that −∇L is the gradient of E[score] − β KL(π ‖ π_ref)
+itself. Learning rates are therefore smaller than PPO's, whose loss is a mean over tokens, by about an answer's length. A baseline b
+of the batch's own mean takes 1/B of the gradient along; "running_mean" is that of the batches before. There is no
+ratio: with more than one update a batch, the later ones are off-policy by a little and uncorrected.
+
+Defined outcomes: an empty response scores 0 and teaches nothing; a reward that is not finite stops the run with the
+prompt named (`training.online`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlhf_jax.config import hyperparameters, option
+from rlhf_jax.ops import kl, policy_gradients, stats
+from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences, keep_extra, no_extra
+
+Array = jax.Array
+
+TRAINS = "policy"
+DATA = "rollouts"
+CRITIC_FREE = True
+
+
+@hyperparameters
+class Common:
+  """What every algorithm of this family can be told."""
+
+  learning_rate: float = option(1e-6, above=0)
+  epochs: int = option(1, at_least=1)  # passes over each batch of rollouts
+  minibatches: int = option(1, at_least=1)  # optimizer steps in a pass
+  kl_coef: float = option(0.05, at_least=0)  # β
+  entropy_coef: float | None = option(None, at_least=0)  # None leaves its gradient uncomputed
+  stop_kl: float | None = option(None, above=0)  # KL(old || new) a token that ends an update early
+  reward_clip: float | None = option(None, above=0)
+  # A response cut by the length limit: scored like any other; given `truncation_score` instead;
+  # `truncation_penalty` subtracted; or masked, so that it teaches nothing but still counts in its
+  # group's mean and among the responses of a mean over responses (arXiv:2503.14476, section 3.4).
+  truncation: str = option("score", choices=("score", "fixed_score", "penalty", "mask"))
+  truncation_score: float = option(-1.0)
+  truncation_penalty: float = option(1.0, at_least=0)
+  temperature: float = option(1.0, above=0)  # of the sampler and the learner alike
+  max_new_tokens: int = option(48, at_least=1)  # of the sampler
+
+
+@hyperparameters
+class Config(Common):
+  # What is subtracted from every reward: nothing, the mean of the batch, or a running mean.
+  baseline: str = option("batch_mean", choices=("none", "batch_mean", "running_mean"))
+  baseline_decay: float = option(0.9, at_least=0, below=1)  # of the running mean, a batch
+
+
+@struct.dataclass
+class Batch:
+  """A rollout with everything that stays fixed while it is learned from; float32[B, T] each."""
+
+  sequences: Sequences  # whose response mask leaves out what should teach nothing
+  old_logps: Array
+  ref_logps: Array
+  advantages: Array
+
+
+class Seen(NamedTuple):
+  """What is known of a batch of answers before anything is learned from it."""
+
+  scores: Array  # float32[B], clipped, and by the rule for cut responses
+  logps: Array  # float32[B, T], by the learner's own function
+  ref_logps: Array  # float32[B, T]
+  chosen: Array  # float32[B, T], 1 on the response
+  learned: Array  # float32[B, T], 1 where it is learned from
+  rollout: Rollout
+
+  @property
+  def kl(self) -> Array:
+    """k1 of every token, float32[B, T]; 0 outside the response."""
+    return stats.masked(kl.kl_k1(self.logps, self.ref_logps), self.chosen)
+
+  def rewards(self, kl_coef) -> Array:
+    """score − β Σ k1, float32[B]."""
+    return self.scores - kl_coef * jnp.sum(self.kl, axis=-1)
+
+  def on_tokens(self, advantages: Array) -> Array:
+    """One advantage an answer, float32[B], in each of its tokens: float32[B, T]."""
+    return stats.masked(jnp.broadcast_to(advantages[:, None], self.chosen.shape), self.chosen)
+
+
+def shaped_score(scores: Array, truncated: Array, config: Common) -> Array:
+  """The score after clipping and the rule for cut responses, float32[B]."""
+  if config.reward_clip is not None:
+    scores = jnp.clip(scores, -config.reward_clip, config.reward_clip)
+  cut = {
+    "score": scores,
+    "fixed_score": jnp.full_like(scores, config.truncation_score),
+    "penalty": scores - config.truncation_penalty,
+    "mask": scores,
+  }[config.truncation]
+  return jnp.where(truncated, cut, scores)
+
+
+def reinforce_advantages(seen: Seen, config: Config, extra) -> tuple[Array, dict]:
+  """R − b in every token, float32[B, T]."""
+  rewards = seen.rewards(config.kl_coef)
+  baseline = {
+    "none": 0.0,
+    "batch_mean": jnp.mean(rewards),
+    "running_mean": extra["sum"] / jnp.maximum(extra["weight"], 1e-8),
+  }[config.baseline]
+  metrics = {"rewards/total": stats.batch_mean(rewards)}
+  return seen.on_tokens(rewards - baseline), metrics
+
+
+def reinforce_loss(logps: Array, batch: Batch, config: Config) -> tuple[dict, dict]:
+  """−A log π, summed over each answer's tokens; the mean over answers."""
+  losses = -batch.advantages * logps
+  mask = batch.sequences.response_mask
+  ratio = jnp.exp(logps - batch.old_logps)
+  term = policy_gradients.AGGREGATIONS["sum"](losses, mask, None)
+  return {"policy": term}, {"policy/ratio": stats.masked_sum(ratio, mask)}
+
+
+def make(policy: Policy) -> Algorithm:
+  """REINFORCE on `Rollout`s."""
+
+  def init_extra(params, config):
+    return {"sum": jnp.zeros(()), "weight": jnp.zeros(())}
+
+  def update_extra(extra, params, metrics, config):
+    if config.baseline != "running_mean":
+      return extra
+    # Divided by its weight, the sum is a mean of the batches seen, from the first one on.
+    keep, new = config.baseline_decay, 1.0 - config.baseline_decay
+    return {
+      "sum": keep * extra["sum"] + new * metrics["rewards/total"],
+      "weight": keep * extra["weight"] + new,
+    }
+
+  return make_by(policy, reinforce_advantages, reinforce_loss, init_extra, update_extra)
+
+
+def make_by(
+  policy: Policy,
+  advantages: Callable,
+  loss: Callable,
+  init_extra: Callable = no_extra,
+  update_extra: Callable = keep_extra,
+) -> Algorithm:
+  """The algorithm with these advantages and this loss, on `Rollout`s.
+
+  `advantages(seen, config, extra) -> (float32[B, T], metrics)`
+  `loss(logps, batch, config) -> (terms, metrics)`, of a batch with zeros outside the response mask
+  """
+
+  def annotate(params, frozen, rollout: Rollout, config, extra):
+    sequences = rollout.sequences
+    mask = sequences.response_mask
+    new, ref, exact_kl = policy.compare(
+      params, frozen["reference"], frozen, sequences, config.temperature
+    )
+    raw = stats.row_sum(rollout.rewards, mask)
+    cut = rollout.truncated if config.truncation == "mask" else jnp.zeros_like(rollout.truncated)
+    seen = Seen(
+      scores=shaped_score(raw, rollout.truncated, config),
+      logps=new.logps,
+      ref_logps=ref.logps,
+      chosen=mask,
+      learned=jnp.where(cut[:, None], 0.0, mask),
+      rollout=rollout,
+    )
+    found, own = advantages(seen, config, extra)
+    batch = Batch(
+      sequences=sequences.replace(response_mask=seen.learned),
+      old_logps=new.logps,
+      ref_logps=ref.logps,
+      advantages=stats.masked(found, mask),
+    )
+    one = jnp.ones((), jnp.float32)
+    mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))
+    metrics = {
+      "rewards/mean": stats.batch_mean(raw),
+      "rewards/std": Mean(jnp.std(raw), one),
+      "policy/kl_k1": mean_of_rows(seen.kl),
+      "policy/kl_k3": mean_of_rows(kl.kl_k3(new.logps, ref.logps)),
+      "policy/kl_exact": mean_of_rows(exact_kl),
+      "rollout/mismatch": stats.masked_sum(jnp.abs(rollout.logps - new.logps), mask),
+    }
+    return batch, {**metrics, **own}
+
+  def of_batch(params, frozen, batch: Batch, config, extra):
+    mask = batch.sequences.response_mask
+    # What stands outside the mask would reach the gradient as 0 · inf.
+    batch = batch.replace(
+      old_logps=stats.masked(batch.old_logps, mask),
+      ref_logps=stats.masked(batch.ref_logps, mask),
+      advantages=stats.masked(batch.advantages, mask),
+    )
+    new = policy.evaluate(params, frozen, batch.sequences, config.temperature)
+    logps = stats.masked(new.logps, mask)
+    terms, metrics = loss(logps, batch, config)
+    if config.entropy_coef is not None:
+      terms["entropy"] = stats.masked_sum(-config.entropy_coef * new.entropy, mask)
+    metrics["policy/entropy"] = stats.masked_sum(new.entropy, mask)
+    # KL(old || new) from samples of old: k3 with the roles exchanged.
+    metrics["policy/approx_kl"] = stats.masked_sum(kl.kl_k3(batch.old_logps, logps), mask)
+    return terms, metrics
+
+  return Algorithm(init_extra, annotate, of_batch, update_extra)
+
+
+def clipped_loss(
+  log_ratio: Array, batch: Batch, *, low, high, dual=None
+) -> tuple[Array, dict[str, Mean]]:
+  """`surrogate` of every token, float32[B, T], and how often it was clipped."""
+  mask = batch.sequences.response_mask
+  outside = policy_gradients.is_outside(log_ratio, batch.advantages, low=low, high=high)
+  metrics = {
+    "policy/clip_fraction": stats.masked_sum(outside, mask),
+    "policy/ratio": stats.masked_sum(jnp.exp(log_ratio), mask),
+  }
+  losses = policy_gradients.surrogate(log_ratio, batch.advantages, low=low, high=high, dual=dual)
+  return losses, metrics
