@@ -19,6 +19,7 @@ record.Absent("deepspeed", "ray", "torchdata", "pylatexenc", "vllm", "flash_attn
 
 from openrlhf.models import loss as losses  # noqa: E402
 from openrlhf.models import utils  # noqa: E402
+from openrlhf.trainer.ppo_utils import length_penalty  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
 
 GOLDEN = record.Recorder("openrlhf", "openrlhf", "torch", file="rl_openrlhf")
@@ -332,6 +333,40 @@ def record_reinforce():
       )
 
 
+def record_length_penalties():
+  lengths = np.array([1, 12, 13, 14, 17, 20, 21])
+  experience = SimpleNamespace(
+    rewards=torch.zeros(len(lengths), dtype=torch.float64), response_length=torch.tensor(lengths)
+  )
+  length_penalty.apply_overlong_penalty([experience], 20, 8, 0.75)
+  GOLDEN.case(
+    "overlong_penalty",
+    "before, inside and after the buffer",
+    "openrlhf.trainer.ppo_utils.length_penalty.apply_overlong_penalty",
+    dict(lengths=lengths),
+    dict(penalty=experience.rewards),
+    settings=dict(max_length=20, buffer=8, factor=0.75),
+    note="arXiv:2503.14476, eq. 13, times a factor",
+  )
+  rewards = record.grid([0.75, -1.5, 3.0, -0.25])
+  truncated = np.array([0.0, 1, 1, 0])
+  for coefficient in (0.5, 0.0, -0.5):
+    experience = SimpleNamespace(rewards=torch.tensor(rewards), truncated=torch.tensor(truncated))
+    length_penalty.apply_stop_properly_penalty([experience], coefficient)
+    GOLDEN.case(
+      "truncation_penalty",
+      f"coefficient {coefficient}",
+      "openrlhf.trainer.ppo_utils.length_penalty.apply_stop_properly_penalty",
+      dict(rewards=rewards, truncated=truncated),
+      dict(rewards=experience.rewards),
+      settings=dict(coefficient=coefficient),
+      note=(
+        "a truncated response's reward times the coefficient, or, where that is negative, the coefficient itself; scaling "
+        "makes a negative reward better"
+      ),
+    )
+
+
 if __name__ == "__main__":
   record_policy_loss()
   record_group_policy_loss()
@@ -340,4 +375,5 @@ if __name__ == "__main__":
   record_kl()
   record_group_advantages()
   record_reinforce()
+  record_length_penalties()
   GOLDEN.write()

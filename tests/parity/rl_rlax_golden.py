@@ -197,7 +197,7 @@ def record_expectile():
       dict(mean_loss=loss),
       settings=dict(tau=tau),
       gradients=dict(predictions=gradient),
-      note="|tau − 1(target < prediction)| (target − prediction)², not halved (arXiv:2110.06169, eq. 4)",
+      note="|tau − 1(target < prediction)| (target − prediction)², not halved (arXiv:2110.06169, section 4.1)",
     )
 
 

@@ -1,11 +1,12 @@
-"""Golden numbers from TRL 1.12, the last with PPO: rewards of a token, advantages, policy and value loss, whitening.
+"""Golden numbers from TRL 1.12, the last with PPO: rewards of a token, advantages, losses, whitening; XPO, Nash-MD.
 
   pip install torch==2.13.0 && pip install transformers accelerate datasets numpy && pip install --no-deps trl==1.12.0
   python tests/parity/rl_trl_1_12_golden.py
 
-Recorded with transformers 5.24.0 and written to `rl_trl_1_12.json`. All but the whitening stands in the middle of
+Recorded with transformers 5.24.0 and written to `rl_trl_1_12.json`. All of PPO but the whitening stands in the middle of
 `PPOTrainer.train`, which asks for models, data and a tokenizer: `record.excerpt` executes those statements as they
-stand, on our arrays.
+stand, on our arrays. The losses of XPO and Nash-MD are methods, called with the settings they read. What a client of
+theirs for a generation server imports is replaced by empty modules.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import numpy as np  # noqa: E402
 import record  # noqa: E402
 import torch  # noqa: E402
+
+record.Absent("requests", "urllib3")
+
+from trl.experimental.nash_md import NashMDTrainer  # noqa: E402
 from trl.experimental.ppo import ppo_trainer  # noqa: E402
+from trl.experimental.xpo import XPOTrainer  # noqa: E402
 
 GOLDEN = record.Recorder("trl", "trl", "torch", "transformers", file="rl_trl_1_12")
 TRAIN = "trl.experimental.ppo.PPOTrainer.train"
@@ -30,9 +36,8 @@ LOSS = record.excerpt(
   ppo_trainer.PPOTrainer.train, "vpredclipped = torch.clamp(", "accelerator.backward("
 )
 
-LENGTHS = np.array(
-  [7, 4, 6, 1]
-)  # of tokens with the EOS; the first row fills the response and has none
+# Tokens with the EOS; the first response fills the row and has none.
+LENGTHS = np.array([7, 4, 6, 1])
 
 
 def tensor(value, requires_grad: bool = False):
@@ -239,6 +244,65 @@ def record_whitening():
     )
 
 
+def record_xpo():
+  pairs = record.token_preferences()
+  inputs = {
+    f"{name}_{side}": pairs[f"{name}_{theirs}"]
+    for side, theirs in (("own", "w"), ("other", "l"))
+    for name in ("logps", "ref_logps", "mask")
+  } | dict(own_is_chosen=np.array([1.0, 0, 1, 0]))
+  for loss_type in ("sigmoid", "ipo"):
+    x = {key: tensor(value, key.startswith("logps")) for key, value in inputs.items()}
+    self = SimpleNamespace(beta=0.125, alpha=0.0625, args=SimpleNamespace(loss_type=loss_type))
+    loss, preference, optimism = XPOTrainer._compute_losses(
+      self,
+      x["logps_own"] * x["mask_own"],
+      x["logps_other"] * x["mask_other"],
+      x["ref_logps_other"] * x["mask_other"],
+      x["ref_logps_own"] * x["mask_own"],
+      x["own_is_chosen"].bool(),
+    )
+    loss.backward()
+    GOLDEN.case(
+      "xpo",
+      loss_type,
+      "trl.experimental.xpo.XPOTrainer._compute_losses",
+      inputs,
+      dict(mean_loss=loss.detach(), dpo=preference.detach().mean(), xpo=optimism.detach().mean()),
+      settings=dict(loss_type=loss_type, beta=0.125, alpha=0.0625),
+      gradients=dict(logps_own=x["logps_own"].grad, logps_other=x["logps_other"].grad),
+      note=(
+        "`own` was sampled from the policy, `other` from the reference: the DPO loss of the pair plus alpha log π(other), "
+        "arXiv:2405.21046"
+      ),
+    )
+
+
+def record_nash_md():
+  inputs = record.token_pairs() | dict(mask=np.asarray(record.MASK, np.float64))
+  inputs |= dict(probability=record.grid([0.75, 0.25, 0.5, 0.9375]))
+  x = {key: tensor(value, key == "logps") for key, value in inputs.items()}
+  self = SimpleNamespace(beta=0.125)
+  loss, score, kl = NashMDTrainer._compute_losses(
+    self, x["logps"] * x["mask"], x["ref_logps"] * x["mask"], x["probability"]
+  )
+  loss.backward()
+  GOLDEN.case(
+    "nash_md",
+    "policy gradient of the preference and of the KL",
+    "trl.experimental.nash_md.NashMDTrainer._compute_losses",
+    inputs,
+    dict(mean_loss=loss.detach(), score=score.detach(), kl=kl.detach()),
+    settings=dict(beta=0.125),
+    gradients=dict(logps=x["logps"].grad),
+    note=(
+      "`probability` is that of the policy's response beating the mixture's. The KL term is Σ sg(log-ratio) log π token by "
+      "token: a token answers for its own log-ratio, not for those after it, which the gradient of a sequence's KL has too "
+      "(arXiv:2312.00886)"
+    ),
+  )
+
+
 if __name__ == "__main__":
   record_rewards()
   record_advantages()
@@ -246,4 +310,6 @@ if __name__ == "__main__":
   record_value_loss()
   record_joint_loss()
   record_whitening()
+  record_xpo()
+  record_nash_md()
   GOLDEN.write()

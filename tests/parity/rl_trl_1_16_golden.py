@@ -1,4 +1,4 @@
-"""Golden numbers from TRL 1.16: GRPO and RLOO, advantages and losses, importance weights for another sampler.
+"""Golden numbers from TRL 1.16: GRPO and RLOO, advantages and losses, importance weights, the overlong penalty.
 
   pip install torch==2.13.0 && pip install transformers accelerate datasets numpy && pip install --no-deps trl==1.16.0
   python tests/parity/rl_trl_1_16_golden.py
@@ -21,6 +21,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import numpy as np  # noqa: E402
 import record  # noqa: E402
 import torch  # noqa: E402
+from trl.rewards import get_soft_overlong_punishment  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
 
@@ -80,6 +81,48 @@ def record_group_advantages():
       ),
       note="divides by the standard deviation + 1e-4; Tunix and verl add 1e-6, OpenRLHF 1e-9",
     )
+
+
+def record_several_rewards():
+  """Each reward normalized in its group, then summed, then normalized in the batch."""
+  rewards = np.stack([record.group_rewards(), record.group_rewards(26)], axis=-1)
+  weights = [1.0, 0.5]
+  self = SimpleNamespace(
+    multi_objective_aggregation="normalize_then_sum",
+    reward_weights=tensor(weights),
+    reward_funcs=weights,
+  )
+  found = GROUP_ADVANTAGES(
+    self=self,
+    rewards_per_func=tensor(rewards).reshape(-1, 2),
+    num_generations=rewards.shape[1],
+    device="cpu",
+  )
+  GOLDEN.case(
+    "group_advantages",
+    "GDPO, two rewards",
+    f"{GRPO}._generate_and_score_completions",
+    dict(rewards=rewards),
+    dict(advantages=found.advantages.reshape(rewards.shape[:2])),
+    settings=dict(
+      method="gdpo", scale="group, then batch", weights=weights, variance="unbiased", eps=1e-4
+    ),
+    note="rewards are [N, G, K]; arXiv:2601.05242",
+  )
+
+
+def record_overlong_penalty():
+  lengths = np.array([1, 12, 13, 14, 17, 20, 21])
+  penalty = get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=8)
+  GOLDEN.case(
+    "overlong_penalty",
+    "before, inside and after the buffer",
+    "trl.rewards.get_soft_overlong_punishment",
+    dict(lengths=lengths),
+    dict(penalty=penalty([[0] * length for length in lengths])),
+    settings=dict(max_length=20, buffer=8, factor=1.0),
+    note="arXiv:2503.14476, eq. 13",
+  )
 
 
 def record_leave_one_out():
@@ -419,8 +462,10 @@ def record_sampler_weights():
 
 if __name__ == "__main__":
   record_group_advantages()
+  record_several_rewards()
   record_leave_one_out()
   record_grpo()
   record_rloo()
   record_sampler_weights()
+  record_overlong_penalty()
   GOLDEN.write()

@@ -180,6 +180,7 @@ def record_ilql():
     )
     loss, stats = config.loss(outputs, labels)
     loss.backward()
+    learned = (*heads, "values", *(["logits"] if settings["awac_coef"] else []))
     GOLDEN.case(
       "ilql",
       name,
@@ -190,7 +191,7 @@ def record_ilql():
         **{term: stats[f"losses/loss_{term}"] for term in ("q", "v", "cql", "awac")},
       ),
       settings=settings,
-      gradients={key: x[key].grad for key in (*heads, "logits", "values")},
+      gradients={key: x[key].grad for key in learned},
       note=(
         "q, v, cql and awac are the terms before their coefficients; q and cql sum over the two heads; squares are not "
         "halved; the target of Q is r + gamma V(next), that of V the smaller target Q; the AWAC weight exp(beta (Q − V)) is "
