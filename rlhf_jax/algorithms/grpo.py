@@ -11,12 +11,13 @@
 | GSPO (arXiv:2507.18071) | ratio="sequence", clip_eps=3e-4, clip_eps_high=4e-4, kl_coef=0 |
 | CISPO (arXiv:2506.13585) | surrogate="cispo", aggregation="token", clip_eps=1, clip_eps_high=4, kl_coef=0 |
 
-A group's standard deviation has the divisor G − 1 and 1e-4 added, as in TRL; the paper says neither. Dividing by it
+A standard deviation has the divisor G − 1 and `scale_eps` added, as in TRL; the paper says neither. Dividing by it
 weighs prompts by how much their answers' scores agree, so that the expected gradient is that of no fixed objective;
 without, the first update is REINFORCE with the group's mean as baseline, (G − 1)/G of RLOO's.
 
 Whose gradient a KL estimator gives in the loss, at π = π_old and for each token given those before it: k1's is 0 on
-average; k2's is that of KL(π ‖ π_ref); k3's that of KL(π_ref ‖ π). In the reward, subtracted from the score before the
+average; k2's is that of KL(π ‖ π_ref); k3's that of KL(π_ref ‖ π). Weighted by the token's ρ (`kl_weighted`), k1's and k3's
+are that of KL(π ‖ π_ref) (arXiv:2512.02556). In the reward, subtracted from the score before the
 group's mean, k1's is that of KL(π ‖ π_ref) over whole answers, and the others' of nothing in particular.
 
 A group whose answers all score the same has advantages 0 under every scaling.
@@ -50,9 +51,11 @@ class Config(reinforce.Common):
   kl_coef: float = option(0.04, at_least=0)  # β
   kl_in: str = option("loss", choices=("loss", "reward"))
   kl_estimator: str = option("k3", choices=tuple(kl.KL_ESTIMATORS))
+  kl_weighted: bool = False  # by the ratio, in the loss
   group: int = option(8, at_least=2)  # G, answers to each prompt; the paper's is 64
   # What advantages are divided by: the standard deviation of their group, of the batch, or nothing.
   scale: str = option("group_std", choices=("group_std", "batch_std", "none"))
+  scale_eps: float = option(1e-4, above=0)  # added to that standard deviation
   clip_eps: float = option(0.2, above=0)  # ε_low, and ε_high where that is None
   clip_eps_high: float | None = option(None, above=0)
   dual_clip: float | None = option(None, above=1)  # c, the most that a ratio weighs where A < 0
@@ -71,6 +74,10 @@ class Config(reinforce.Common):
     return {"low": self.clip_eps, "high": high}
 
   def assert_sound(self, where: str) -> None:
+    if self.kl_weighted and self.kl_in == "reward":
+      raise ValueError(
+        f"{where}.kl_weighted has no effect with kl_in='reward', which is part of the advantage; leave it out."
+      )
     if self.surrogate == "cispo" and self.dual_clip is not None:
       raise ValueError(
         f"{where}.dual_clip={self.dual_clip} has no effect with surrogate='cispo', which bounds every weight; "
@@ -102,9 +109,9 @@ def grpo_advantages(seen: reinforce.Seen, config: Config, extra) -> tuple[Array,
     rewards = scores - config.kl_coef * stats.row_sum(penalty, seen.chosen)
   advantages = groups.centred(rewards, config.group)
   if config.scale == "group_std":
-    advantages = advantages / (groups.std(rewards, config.group) + 1e-4)
+    advantages = advantages / (groups.std(rewards, config.group) + config.scale_eps)
   if config.scale == "batch_std":
-    advantages = advantages / (jnp.std(rewards, ddof=1) + 1e-4)
+    advantages = advantages / (jnp.std(rewards, ddof=1) + config.scale_eps)
   metrics = {
     "rewards/total": stats.batch_mean(rewards),
     "group/std": stats.batch_mean(groups.std(scores, config.group)),
@@ -123,8 +130,10 @@ def grpo_loss(logps: Array, batch: reinforce.Batch, config: Config) -> tuple[dic
     losses = policy_gradients.cispo_surrogate(log_ratio, logps, batch.advantages, **config.clip)
   terms = {"policy": aggregate(losses, mask, config.max_new_tokens)}
   if config.kl_in == "loss":
-    penalty = config.kl_coef * kl.KL_ESTIMATORS[config.kl_estimator](logps, batch.ref_logps)
-    terms["kl"] = aggregate(penalty, mask, config.max_new_tokens)
+    penalty = kl.KL_ESTIMATORS[config.kl_estimator](logps, batch.ref_logps)
+    if config.kl_weighted:
+      penalty = jnp.exp(log_ratio) * penalty
+    terms["kl"] = aggregate(config.kl_coef * penalty, mask, config.max_new_tokens)
   return terms, metrics
 
 

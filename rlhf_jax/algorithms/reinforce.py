@@ -70,6 +70,7 @@ class Batch:
   old_logps: Array
   ref_logps: Array
   advantages: Array
+  returns: Array | None = None  # what a critic should have said
 
 
 class Seen(NamedTuple):
@@ -81,6 +82,7 @@ class Seen(NamedTuple):
   chosen: Array  # float32[B, T], 1 on the response
   learned: Array  # float32[B, T], 1 where it is learned from
   rollout: Rollout
+  values: Array | None = None  # float32[B, T]
 
   @property
   def kl(self) -> Array:
@@ -155,11 +157,13 @@ def make_by(
   loss: Callable,
   init_extra: Callable = no_extra,
   update_extra: Callable = keep_extra,
+  value_loss: Callable | None = None,
 ) -> Algorithm:
   """The algorithm with these advantages and this loss, on `Rollout`s.
 
   `advantages(seen, config, extra) -> (float32[B, T], metrics)`
   `loss(logps, batch, config) -> (terms, metrics)`, of a batch with zeros outside the response mask
+  `value_loss(values, batch, config) -> (terms, metrics)`, where there is a critic
   """
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
@@ -177,6 +181,7 @@ def make_by(
       chosen=mask,
       learned=jnp.where(cut[:, None], 0.0, mask),
       rollout=rollout,
+      values=new.values,
     )
     found, own = advantages(seen, config, extra)
     batch = Batch(
@@ -184,6 +189,7 @@ def make_by(
       old_logps=new.logps,
       ref_logps=ref.logps,
       advantages=stats.masked(found, mask),
+      returns=None if value_loss is None else stats.masked(found + new.values, mask),
     )
     one = jnp.ones((), jnp.float32)
     mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))
@@ -200,14 +206,19 @@ def make_by(
   def of_batch(params, frozen, batch: Batch, config, extra):
     mask = batch.sequences.response_mask
     # What stands outside the mask would reach the gradient as 0 · inf.
+    clean = lambda x: None if x is None else stats.masked(x, mask)
     batch = batch.replace(
-      old_logps=stats.masked(batch.old_logps, mask),
-      ref_logps=stats.masked(batch.ref_logps, mask),
-      advantages=stats.masked(batch.advantages, mask),
+      old_logps=clean(batch.old_logps),
+      ref_logps=clean(batch.ref_logps),
+      advantages=clean(batch.advantages),
+      returns=clean(batch.returns),
     )
     new = policy.evaluate(params, frozen, batch.sequences, config.temperature)
     logps = stats.masked(new.logps, mask)
     terms, metrics = loss(logps, batch, config)
+    if value_loss is not None:
+      of_values, measured = value_loss(clean(new.values), batch, config)
+      terms, metrics = terms | of_values, metrics | measured
     if config.entropy_coef is not None:
       terms["entropy"] = stats.masked_sum(-config.entropy_coef * new.entropy, mask)
     metrics["policy/entropy"] = stats.masked_sum(new.entropy, mask)

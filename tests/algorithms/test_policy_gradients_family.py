@@ -12,7 +12,7 @@ import test_enumeration as enumeration
 from test_enumeration import BETA, POLICY, SCORES, log_probability, sequences, table
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import grpo, ppo, reinforce, reinforce_pp, remax, rloo
+from rlhf_jax.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, remax, rloo
 from rlhf_jax.config import from_dict
 from rlhf_jax.models import llama, policy, registry
 from rlhf_jax.ops import groups, kl, policy_gradients
@@ -245,7 +245,7 @@ def rollout_of(answers, scores, baseline=None) -> types.Rollout:
 
 
 def expected_gradient(
-  module, config, logits, ref_logits, *, batch, scores=SCORES, greedy=0.0, extra=None
+  module, config, logits, ref_logits, *, batch, scores=SCORES, greedy=0.0, extra=None, critic=None
 ):
   """−Σ_{y_1…y_B} π(y_1) … π(y_B) ∇ loss(y_1, …, y_B): what is climbed on average at the first update."""
   algorithm, frozen = module.make(POLICY), {"reference": {"logits": ref_logits}}
@@ -254,11 +254,11 @@ def expected_gradient(
 
   def gradient(answers, scores):
     rollout = rollout_of(answers, scores, jnp.full(batch, greedy))
-    params = {"logits": logits}
+    params = {"logits": logits, **(critic or {})}
     annotated, _ = algorithm.annotate(params, frozen, rollout, config, extra)
 
     def loss(logits):
-      terms, _ = algorithm.loss({"logits": logits}, frozen, annotated, config, extra)
+      terms, _ = algorithm.loss({**params, "logits": logits}, frozen, annotated, config, extra)
       return sum(term.value for term in terms.values())
 
     return jax.grad(loss)(logits)
@@ -305,6 +305,36 @@ def test_remax_climbs_the_exact_gradient():
   config = remax.Config(kl_coef=BETA)
   got = expected_gradient(remax, config, table(2), table(3), batch=1, greedy=0.6)
   assert_exact(got)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("critic", ["arbitrary", "exact"])
+def test_a2c_climbs_the_exact_gradient_of_reward_less_kl(critic, temperature):
+  """A critic that knows nothing costs variance alone if λ is 1; a perfect one allows any λ."""
+  values = {
+    "arbitrary": jnp.asarray(np.random.default_rng(4).normal(size=13)),
+    "exact": enumeration.exact_values(table(2), table(3), temperature),
+  }[critic]
+  config = a2c.Config(
+    kl_coef=BETA,
+    gae_lambda={"arbitrary": 1.0, "exact": 0.5}[critic],
+    entropy_coef=None,
+    temperature=temperature,
+  )
+  got = expected_gradient(a2c, config, table(2), table(3), batch=1, critic={"values": values})
+  assert_exact(got, 1 / 3, temperature)
+
+
+def test_a2cs_critic_learns_the_returns_by_hand():
+  config = a2c.Config(kl_coef=0.5, value_coef=2.0)
+  answers = seen([2.0], kl_a_token=1.0)._replace(values=jnp.asarray([[9.0, 1.0, -1.0, 0.5, 9.0]]))
+  got, _ = a2c.a2c_advantages(answers, config, {})
+  np.testing.assert_allclose(got, [[0, -0.5, 2.0, 1.0, 0]], rtol=1e-12)  # returns ½, 1, 1½
+  batch = SimpleNamespace(
+    sequences=SimpleNamespace(response_mask=answers.chosen), returns=got + answers.values
+  )
+  terms, _ = a2c.value_loss(answers.values, batch, config)
+  np.testing.assert_allclose(terms["value"].value, (0.25 + 4.0 + 1.0) / 3, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +392,17 @@ def test_whose_gradient_an_estimator_in_the_loss_is(estimator):
     "k2": -BETA * jax.grad(prefix_kl)(logits, ref_logits, True),
     "k3": -BETA * jax.grad(prefix_kl)(logits, ref_logits, False),
   }[estimator]
+  np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_weighted_by_the_ratio_an_estimator_in_the_loss_penalises_the_kl_of_each_token(estimator):
+  logits, ref_logits = table(2), table(3)
+  config = grpo.Config(
+    group=2, kl_coef=BETA, kl_estimator=estimator, kl_weighted=True, aggregation="sum"
+  )
+  got = expected_gradient(grpo, config, logits, ref_logits, batch=2, scores=np.zeros(27))
+  expected = -BETA * jax.grad(prefix_kl)(logits, ref_logits, True)
   np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-13)
 
 
@@ -536,6 +577,7 @@ def test_a_greedy_answers_reward_that_is_not_finite_stops_the_loop_too():
     ),
     ("grpo", dict(surrogate="cispo", dual_clip=3.0), "grpo.dual_clip=3.0 has no effect"),
     ("grpo", dict(overlong_cache=9, max_new_tokens=8), "grpo.overlong_cache=9 exceeds.*=8"),
+    ("grpo", dict(kl_weighted=True, kl_in="reward"), "grpo.kl_weighted has no effect"),
     ("grpo", dict(dual_clip=1.0), "grpo.dual_clip=1.0 should be greater than 1"),
     ("reinforce", dict(truncation="bootstrap"), "truncation='bootstrap' is not one of"),
   ],
