@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf_jax.data import chat, chitchat
 from rlhf_jax.data.examples import Example, Labelled
-from rlhf_jax.data.task import FILES, Settings, Task
+from rlhf_jax.data.task import FILES, LabelledTexts, Settings, Task
 
 
 def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> Task:
@@ -57,6 +57,11 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     rows = zip(dataset["id"], words, labels.tolist(), strict=True)
     return [Labelled(Example.text(i, ending(encoded[i], n)), tuple(y)) for i, n, y in rows]
 
+  def texts(dataset, records: list[Labelled]) -> LabelledTexts:
+    whole = [chitchat.text(messages) for messages in dataset["messages"]]
+    labels = np.asarray([record.labels for record in records])
+    return LabelledTexts([record.answer for record in records], whole, labels)
+
   def prompts(encoded, count=None) -> list[Example]:
     long_enough = [(i, t) for i, t in encoded.items() if len(t) > opening + 1]
     return [Example.prompt(i, t[:opening]) for i, t in long_enough[:count]]
@@ -73,8 +78,8 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     attributes=chitchat.SCALES,
     prompts=prompts(train),
     test_prompts=prompts(test, settings.test_prompts),
-    held_out=None,
-    train=None,
+    held_out=texts(splits.test, held_out),
+    train=texts(splits.train, feedback),
     judge=None,
     notes=(splits.describe(),),
   )

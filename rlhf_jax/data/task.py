@@ -18,7 +18,7 @@ class Settings:
   """Which data, and how long."""
 
   source: str = option("reviews", choices=("reviews", "chitchat", "files"))
-  # Of a text to train on; longer ones are cut (reviews) or skipped (files).
+  # Of a text to train on; longer ones are cut (reviews, chitchat) or skipped (files).
   max_tokens: int = option(128, at_least=2)
   # Of a held-out review that the reward model is measured on; longer ones are cut.
   held_out_tokens: int = option(256, at_least=2)
@@ -37,11 +37,11 @@ class Settings:
 
 
 class LabelledTexts(NamedTuple):
-  """Texts with a human label, 1 the better."""
+  """Texts with what people said of them."""
 
-  examples: list[Example]
-  texts: list[str]
-  labels: np.ndarray
+  examples: list[Example]  # as much of each as a model reads
+  texts: list[str]  # the whole
+  labels: np.ndarray  # int[N], 1 the better; or float[N, A], ratings on A scales
 
 
 class Task(NamedTuple):

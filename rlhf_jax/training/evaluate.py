@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rlhf_jax.config import from_dict, hyperparameters, option
 from rlhf_jax.data.task import LabelledTexts
-from rlhf_jax.evaluation import classification, judges, text
+from rlhf_jax.evaluation import classification, judges, regression, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import disk, held_out, sampling
@@ -193,16 +193,34 @@ def _judge_results(setup: Setup, judge: judges.TfidfJudge) -> dict[str, float]:
 def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str, float]:
   """On people's held-out feedback; the calibration of pairs is kept in `evaluation/calibration.json`."""
   params, size = frozen["reward_model"], settings.batch_size
-  results, calibration = held_out.results(setup, params, frozen, batch_size=size)
+  read = held_out.Reader(setup, params, frozen, size)
+  results, calibration = held_out.results(read)
   if calibration is not None:
     curve = {name: np.asarray(value).tolist() for name, value in calibration._asdict().items()}
     path = setup.workdir / "evaluation" / "calibration.json"
     path.parent.mkdir(exist_ok=True)
     disk.replace(path, json.dumps(curve, indent=2) + "\n")
   if setup.task.held_out is not None:
-    read = held_out.Reader(setup, params, frozen, size)
-    results |= _labelled_results(setup.task.held_out, setup.task.train, read)
+    rated = setup.task.held_out.labels.ndim == 2
+    beside = _rated_results if rated else _labelled_results
+    results |= beside(setup.task.held_out, setup.task.train, read)
   return results
+
+
+def _rated_results(
+  test: LabelledTexts, train: LabelledTexts, read: held_out.Reader
+) -> dict[str, float]:
+  """Rank correlations beside those of length and of TF-IDF with ridge regression on the same texts, a scale each."""
+  setup = read.setup
+
+  def texts(side: LabelledTexts) -> regression.Texts:
+    tokens = [example.tokens for example in side.examples]
+    seen = setup.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return regression.Texts(side.texts, seen, side.labels)
+
+  scores, scored = read.outputs(test.examples), texts(test)
+  others = regression.baselines(texts(train), scored)
+  return regression.compare(scores, others, scored, setup.task.attributes)
 
 
 def _labelled_results(

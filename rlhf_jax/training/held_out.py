@@ -22,18 +22,15 @@ from rlhf_jax.types import Params, Sequences
 ANNOTATORS = 20  # of the busiest, named one by one
 
 
-def results(
-  setup: Setup, params: Params, frozen: Params, *, batch_size: int
-) -> tuple[dict[str, float], Calibration | None]:
+def results(read: Reader) -> tuple[dict[str, float], Calibration | None]:
   """results.json's rows of a reward model on feedback of the form that it learned from, and on pairs.
 
   The calibration is that of pairs, None where there are none.
   """
-  made = reward_model_of(setup.config)
-  read = Reader(setup, params, frozen, batch_size)
+  made = reward_model_of(read.setup.config)
   found, calibration = {}, None
   for form in dict.fromkeys((made.module.DATA, "pairs")):
-    records = setup.task.held_out_feedback(form)
+    records = read.setup.task.held_out_feedback(form)
     if not records:
       continue
     if form == "pairs":
@@ -58,6 +55,7 @@ class Reader:
   def __init__(self, setup: Setup, params: Params, frozen: Params, batch_size: int):
     self.setup, self.params, self.frozen = setup, params, {"base": frozen["base"]}
     self.batch_size = batch_size
+    self.known: dict[Callable, dict] = {}  # function -> tokens -> what it says of them
 
   def scores(self, answers: Sequence[Example]) -> np.ndarray:
     """Rewards, float[N]."""
@@ -80,9 +78,10 @@ class Reader:
     return self._over(_tokens, self.params, answers)
 
   def _over(self, function: Callable, params: Params, answers: Sequence[Example]) -> list:
+    known = self.known.setdefault(function, {}) if params is self.params else {}
     wanted = {tuple(answer.tokens): answer for answer in answers}
-    distinct = sorted(wanted.values(), key=lambda answer: len(answer.tokens))
-    known = {}
+    new = [answer for tokens, answer in wanted.items() if tokens not in known]
+    distinct = sorted(new, key=lambda answer: len(answer.tokens))
     for start in range(0, len(distinct), self.batch_size):
       part = distinct[start : start + self.batch_size]
       width = examples.width_of(part, multiple=64)  # few widths, each compiles once

@@ -53,7 +53,7 @@ def reported(name: str, params=PARAMS, batch_size: int = 4, **records):
       held_out_feedback=lambda form: records.get(form, []), attributes=("wit", "cheer")
     ),
   )
-  return held_out.results(setup, params, {"base": {}}, batch_size=batch_size)
+  return held_out.results(held_out.Reader(setup, params, {"base": {}}, batch_size))
 
 
 PAIRS = [
