@@ -24,8 +24,11 @@ quickstart: .venv/model
 tiny: .venv/package
 	$(BIN)/rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny
 
+# In two processes, each of which keeps a core busy with compiling; JOBS=0 is one.
+JOBS ?= 2
+
 test: .venv/dev .venv/model
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: .venv/dev .venv/model
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -40,14 +40,14 @@ CONFIG = llama.LlamaConfig(
   vocab_size=V,
   hidden_size=D,
   intermediate_size=12,
-  num_layers=2,
+  num_layers=1,
   num_heads=2,
   num_kv_heads=1,
   head_dim=4,
   max_positions=32,
   initializer_range=0.3,
 )
-MODEL = registry.language_model(CONFIG, scan=True)
+MODEL = registry.language_model(CONFIG)
 TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order
 # Nearly all the time here goes into compiling.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -364,7 +364,7 @@ def test_the_order_of_rows_changes_nothing(name):
 
 
 @every_algorithm
-@pytest.mark.parametrize(("accumulate", "devices"), [(4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize(("accumulate", "devices"), [(2, 2), (4, 1)])
 def test_neither_accumulation_nor_devices_change_anything(name, accumulate, devices):
   mesh = sharding.make_mesh(data=devices)
   batch = jax.device_put(CASES[name].batch(PLAIN), sharding.batch_sharding(mesh))
