@@ -4,8 +4,8 @@
 
 SmolLM2-135M with LoRA reads the last 128 tokens of 1,783 conversations that people rated from 1 to 10, twice. Measured
 2026-11-25 on two cores of an AMD EPYC (AVX512-BF16), jax 0.10.2, seed 0, with other work on the machine throughout:
-28.5 minutes and 6.8 GB. Rank correlations with 589 held-out ratings: 0.493 [0.426, 0.555] witty, 0.448 [0.377, 0.513]
-interesting, 0.485 [0.417, 0.547] upbeat. The number of words alone has 0.510, 0.467 and 0.497, TF-IDF with ridge on
+28.5 minutes and 6.8 GB. Rank correlations with 589 held-out ratings: 0.493 [0.426, 0.555] witty, 0.447 [0.377, 0.513]
+interesting, 0.485 [0.416, 0.547] upbeat. The number of words alone has 0.510, 0.467 and 0.497, TF-IDF with ridge on
 the whole conversation 0.524, 0.475 and 0.526: the reward model does not beat them. docs/chitchat.md says more.
 """
 
