@@ -161,7 +161,7 @@ def make_by(
 ) -> Algorithm:
   """The algorithm with these advantages and this loss, on `Rollout`s.
 
-  `advantages(seen, config, extra) -> (float32[B, T], metrics)`
+  `advantages(seen, config, extra) -> (float32[B, T] with zeros outside the response, metrics)`
   `loss(logps, batch, config) -> (terms, metrics)`, of a batch with zeros outside the response mask
   `value_loss(values, batch, config) -> (terms, metrics)`, where there is a critic
   """
@@ -188,7 +188,7 @@ def make_by(
       sequences=sequences.replace(response_mask=seen.learned),
       old_logps=new.logps,
       ref_logps=ref.logps,
-      advantages=stats.masked(found, mask),
+      advantages=found,
       returns=None if value_loss is None else stats.masked(found + new.values, mask),
     )
     one = jnp.ones((), jnp.float32)
