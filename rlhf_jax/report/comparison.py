@@ -61,32 +61,36 @@ def table(runs: Sequence[Results]) -> str:
 
 
 def draw(runs: Sequence[Results], path: Path) -> None:
-  """Win rates with their intervals, and against the KL that they cost."""
+  """Win rates with their intervals, numbered from the best; and, by these numbers, the KL that they cost."""
   names = [n for n in runs[0] if _mean(runs, n, "win_rate") is not None]
-  names.sort(key=lambda n: _order(runs, n), reverse=True)
-  height = max(3.2, 0.26 * len(names) + 1.2)
+  names.sort(key=lambda n: _order(runs, n))
+  height = max(3.2, 0.24 * len(names) + 1.2)
   figure = Figure(figsize=(12, height), dpi=140, facecolor="white", layout="constrained")
-  left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+  left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
   for axes in (left, right):
     style(axes)
-  for place, name in enumerate(names):
+  for place, name in enumerate(names, start=1):
     rate, low, high = _bounds(runs, name, "win_rate")
     left.plot([100 * low, 100 * high], [place, place], color=COLORS[0], linewidth=1.6)
     left.plot(100 * rate, place, "o", color=COLORS[0], markersize=5)
     kl = _mean(runs, name, "kl_exact")
     if kl is not None:
-      right.plot([kl, kl], [100 * low, 100 * high], color=COLORS[0], linewidth=1, alpha=0.35)
-      right.plot(kl, 100 * rate, "o", color=COLORS[0], markersize=5)
-      right.annotate(
-        name, (kl, 100 * rate), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK
-      )
+      right.plot(kl, 100 * rate, "o", color=COLORS[0], markersize=4)
+      above = dict(xytext=(3, 3), textcoords="offset points", fontsize=8, color=INK)
+      right.annotate(str(place), (kl, 100 * rate), **above)
   even = dict(color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
   left.axvline(50, **even)
   right.axhline(50, **even)
-  left.set_yticks(range(len(names)), names, fontsize=8)
-  heading(left, "Wins against SFT, % of prompts")
-  heading(right, "… and the KL from SFT, nats a response")
-  right.set_xlabel("exact KL of the policy's own answers")
+  left.set_yticks(
+    range(1, len(names) + 1), [f"{n}  {i}" for i, n in enumerate(names, start=1)], fontsize=8
+  )
+  left.set_ylim(len(names) + 0.7, 0.3)
+  right.set_xscale("log")
+  right.xaxis.set_major_formatter("{x:g}")
+  right.tick_params(which="minor", length=0)
+  heading(left, "Wins against SFT by the TF-IDF judge, % of prompts")
+  heading(right, "… against the KL from SFT")
+  right.set_xlabel("exact KL of the policy's own answers, nats a response")
   FigureCanvasAgg(figure).print_png(str(path))
 
 
