@@ -65,7 +65,7 @@ class RankingBatch:
   """K answers to each prompt and the places they were given; every leaf of `answers` is [B, K, T]."""
 
   answers: Sequences
-  ranks: Array  # int32[B, K]: 1 is best, equal ranks are ties, 0 was not ranked, −1 only fills the row
+  ranks: Array  # int32[B, K]: 1 is best, equal ones tie, 0 was not ranked, −1 only fills the row
   ref_logps: Array | None = None  # float32[B, K, T]
 
 

@@ -62,7 +62,7 @@ def test_overrides_have_the_declared_type():
     "ppo.gamma": ("0.9", 0.9),  # not in the file
     "sft.clip_norm": ("None", None),
     "sft.schedule": ("cosine", "cosine"),
-    "dpo.pairs": ("human", "human"),
+    "answers.source": ("human", "human"),
     "seed": ("7", 7),
     "stages": ("('sft',)", ("sft",)),
     "lora.targets": ("('q', 'v')", ("q", "v")),
@@ -89,7 +89,7 @@ def test_a_value_may_follow_its_option():
 
 
 USAGE = {  # the command: what the error names
-  "trian": "'trian' is not a verb; did you mean train?",
+  "trian": "'trian' is not a verb; did you mean train or rank?",
   "train": "--workdir is needed",
   "train --wrkdir=x": "--wrkdir is not an option; did you mean --workdir?",
   "train --workdir": "--workdir: expected one argument",

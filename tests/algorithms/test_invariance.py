@@ -14,14 +14,19 @@ import pytest
 
 from rlhf_jax import sharding, types
 from rlhf_jax.algorithms import (
+  a2c,
   alphapo,
   bco,
   cpo,
   dpo,
+  grpo,
   kto,
   orpo,
   pl_dpo,
   ppo,
+  reinforce,
+  reinforce_pp,
+  remax,
   reward_from_classes,
   reward_from_marks,
   reward_from_rankings,
@@ -29,6 +34,7 @@ from rlhf_jax.algorithms import (
   reward_from_tokens,
   reward_model,
   reward_odin,
+  rloo,
   sft,
   simpo,
 )
@@ -149,6 +155,7 @@ def rollouts(layout: Layout) -> types.Rollout:
     rewards=jnp.asarray(laid(score, layout)),
     truncated=jnp.asarray([True, False, False, True]),
     bootstrap=jnp.zeros(B),
+    baseline=jnp.asarray([0.5, -0.5, 1.0, 0.0]),
   )
 
 
@@ -177,6 +184,9 @@ def several(outputs: int) -> dict:
   """A reward model whose head says several numbers."""
   head = heads.init_head(jax.random.key(2), D, 0.5, outputs=outputs)
   return {**params_of(1), "reward_head": head}
+
+
+CRITIC_FREE = dict(learning_rate=0.02, epochs=2, entropy_coef=0.01, kl_coef=0.1)
 
 
 class Case(NamedTuple):
@@ -298,6 +308,58 @@ CASES = {
     rollouts,
     SEPARATE,
   ),
+  "a2c": Case(a2c.make, a2c.Config(**CRITIC_FREE), ACTOR, rollouts),
+  "grpo, weighted KL": Case(
+    grpo.make,
+    grpo.Config(group=2, kl_weighted=True, aggregation="sum", **CRITIC_FREE),
+    OTHER_ACTOR,
+    rollouts,
+  ),
+  "reinforce": Case(
+    reinforce.make, reinforce.Config(baseline="running_mean", **CRITIC_FREE), OTHER_ACTOR, rollouts
+  ),
+  "rloo": Case(rloo.make, rloo.Config(truncation="penalty", **CRITIC_FREE), OTHER_ACTOR, rollouts),
+  "grpo": Case(grpo.make, grpo.Config(group=2, **CRITIC_FREE), OTHER_ACTOR, rollouts),
+  "grpo, dapo": Case(
+    grpo.make,
+    grpo.Config(
+      group=2,
+      scale="batch_std",
+      aggregation="token",
+      clip_eps_high=0.28,
+      dual_clip=3.0,
+      truncation="mask",
+      max_new_tokens=6,
+      overlong_cache=3,
+      **CRITIC_FREE,
+    ),
+    OTHER_ACTOR,
+    rollouts,
+  ),
+  "grpo, gspo": Case(
+    grpo.make,
+    grpo.Config(group=2, ratio="sequence", scale="none", kl_in="reward", **CRITIC_FREE),
+    OTHER_ACTOR,
+    rollouts,
+  ),
+  "grpo, cispo": Case(
+    grpo.make,
+    grpo.Config(
+      group=2, surrogate="cispo", aggregation="fixed_length", kl_estimator="k2", **CRITIC_FREE
+    ),
+    OTHER_ACTOR,
+    rollouts,
+  ),
+  "reinforce_pp": Case(
+    reinforce_pp.make, reinforce_pp.Config(**CRITIC_FREE), OTHER_ACTOR, rollouts
+  ),
+  "reinforce_pp, group's mean": Case(
+    reinforce_pp.make,
+    reinforce_pp.Config(group=2, baseline="group_mean", kl_in="loss", **CRITIC_FREE),
+    OTHER_ACTOR,
+    rollouts,
+  ),
+  "remax": Case(remax.make, remax.Config(**CRITIC_FREE), OTHER_ACTOR, rollouts),
 }
 every_algorithm = pytest.mark.parametrize("name", CASES)
 
@@ -359,7 +421,8 @@ def test_padding_changes_nothing(name, side):
 
 @every_algorithm
 def test_the_order_of_rows_changes_nothing(name):
-  batch = jax.tree.map(lambda x: x[np.array([2, 0, 3, 1])], CASES[name].batch(PLAIN))
+  # Groups of answers to one prompt, here pairs of rows, stay together.
+  batch = jax.tree.map(lambda x: x[np.array([3, 2, 1, 0])], CASES[name].batch(PLAIN))
   assert_same(learned(name, batch), plainly(name))
 
 

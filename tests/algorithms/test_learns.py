@@ -9,15 +9,21 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms import (
+  a2c,
   alphapo,
   bco,
   cpo,
   dpo,
+  grpo,
   kto,
   orpo,
   pl_dpo,
   ppo,
+  reinforce,
+  reinforce_pp,
+  remax,
   reward_model,
+  rloo,
   sft,
   simpo,
 )
@@ -144,6 +150,62 @@ def by_ppo(critic):
   return trained(algorithm, config, params, frozen, batch_at, 15, epochs=2, minibatches=2)["model"]
 
 
+def by_a2c():
+  setup = SimpleNamespace(
+    model=MODEL,
+    dtype="float32",
+    lora=SimpleNamespace(scale=1.0),
+    scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
+  )
+  collect = jax.jit(online.make_collect(setup))
+  params = {"model": START, "value_head": heads.init_head(jax.random.key(3), D, 0.0)}
+  frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
+  config = a2c.Config(learning_rate=1e-2, kl_coef=0.01)
+
+  def batch_at(params, step):
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), B)
+    return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING)[0]
+
+  return trained(
+    a2c.make(make_policy(MODEL, critic="shared")), config, params, frozen, batch_at, 30
+  )["model"]
+
+
+def without_critic(module, **options):
+  setup = SimpleNamespace(
+    model=MODEL,
+    dtype="float32",
+    lora=SimpleNamespace(scale=1.0),
+    scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
+  )
+  collect = jax.jit(online.make_collect(setup, greedy_baseline=module is remax))
+  frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
+  config = module.Config(learning_rate=1e-2, kl_coef=0.01, max_new_tokens=N, **options)
+
+  def batch_at(params, step):
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), B)
+    return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING)[0]
+
+  algorithm, parts = module.make(make_policy(MODEL)), dict(epochs=config.epochs)
+  return trained(algorithm, config, {"model": START}, frozen, batch_at, 30, **parts)["model"]
+
+
+WITHOUT_CRITIC = {
+  "reinforce": lambda: without_critic(reinforce),
+  "rloo": lambda: without_critic(rloo, group=4),
+  "grpo": lambda: without_critic(grpo, group=4),
+  "dr_grpo": lambda: without_critic(grpo, group=4, scale="none", aggregation="fixed_length"),
+  "dapo": lambda: without_critic(grpo, group=4, aggregation="token", clip_eps_high=0.28, epochs=2),
+  "gspo": lambda: without_critic(grpo, group=4, ratio="sequence", epochs=2),
+  "cispo": lambda: without_critic(
+    grpo, group=4, surrogate="cispo", aggregation="token", clip_eps=1.0, clip_eps_high=4.0
+  ),
+  "reinforce_pp": lambda: without_critic(reinforce_pp),
+  "reinforce_pp, group's mean": lambda: without_critic(
+    reinforce_pp, group=4, baseline="group_mean", kl_in="loss"
+  ),
+  "remax": lambda: without_critic(remax),
+}
 # With its own τ of 0.05 discopop goes downhill from the reference in the wrong direction (docs/preferences.md).
 OTHERWISE = {"exo_pair": dict(label_smoothing=0.01), "discopop": dict(discopop_tau=1.0)}
 OFFLINE = {
@@ -177,6 +239,8 @@ OFFLINE = {
       by_sft, 0.21, id="sft"
     ),  # it imitates the better half of what it could write anyway
     *(pytest.param(learned, 0.25, id=name) for name, learned in OFFLINE.items()),
+    pytest.param(by_a2c, 0.6, id="a2c"),
+    *(pytest.param(learned, 0.6, id=name) for name, learned in WITHOUT_CRITIC.items()),
     pytest.param(lambda: by_ppo("shared"), 0.6, id="ppo"),
     pytest.param(lambda: by_ppo("separate"), 0.6, id="ppo, separate critic"),
   ],

@@ -18,6 +18,7 @@ from rlhf_jax.algorithms import alphapo, bco, cpo, dpo, kto, orpo, pl_dpo, simpo
 from rlhf_jax.config import from_dict
 from rlhf_jax.ops import batchwise, preference
 from rlhf_jax.training import step
+from rlhf_jax.types import Mean
 
 SMOOTHED = {"exo_pair": 0.1}  # which takes the logarithm of its label smoothing
 RNG = np.random.default_rng(0)
@@ -221,6 +222,17 @@ def test_the_indifferent_reward_is_the_mean_over_all_batches_so_far():
   states = steps_of(dpo, config, pair_batch(), frozen, logps, 2)
   means = [0.5 * 2 * float(jnp.mean(x)) for x in (logps, states[0].params["logps"])]
   np.testing.assert_allclose(states[1].extra["delta"].value, np.mean(means), rtol=1e-5)
+
+
+def test_this_batchs_reward_is_among_those_that_the_indifferent_reward_is_the_mean_of():
+  config = dpo.Config(beta=0.5, loss_type="bco_pair")
+  params = {"logps": jnp.asarray([-1.0, -2.0, -3.0, -4.0])}
+  seen = {"delta": Mean(jnp.float32(2.0), jnp.float32(1.0))}  # one batch before, of mean reward 2
+  frozen = {"reference": {"logps": jnp.zeros(4)}}
+  batch, metrics = dpo.make(ROW_POLICY).annotate(params, frozen, pair_batch(2), config, seen)
+  # Rows of two tokens: log-ratios −2, −4, −6, −8, rewards half of that, −2.5 on average.
+  assert float(metrics["rewards/mean"].value) == -2.5
+  np.testing.assert_allclose(batch.delta, [-0.25, -0.25])
 
 
 def plackett_luce_oracle(rewards, ranks):
