@@ -1,6 +1,11 @@
 """Every preference loss on the same pairs: one table of what each reached.
 
-rlhf-jax compare --config=experiments/preferences.py --workdir=runs/preferences --seeds=0,1,2
+    rlhf-jax compare --config=experiments/preferences.py --workdir=runs/preferences --seeds=0
+
+A Llama of 2.2 million parameters on bytes and learned pairs of bytes, trained from nothing on 2,500 food reviews; a
+reward model from their stars; then 33 variants of DPO and its relatives on the same sampled answers. Measured 2026-11-25
+on two cores of an AMD EPYC (AVX512-BF16), jax 0.10.2, seed 0, with other work on the machine: 52 minutes and 2.1 GB. DPO
+wins 65 % [60, 70] against SFT at a KL of 4.1 nats, robust DPO 75 % [71, 79] at 4.6; docs/preferences.md has the table.
 """
 
 from ml_collections import ConfigDict
