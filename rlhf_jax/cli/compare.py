@@ -28,6 +28,7 @@ def add_options(parser) -> None:
 def run(args) -> None:
   from rlhf_jax.cli import config
   from rlhf_jax.cli.train import interruptible
+  from rlhf_jax.report import write_report
   from rlhf_jax.report.comparison import read_comparison, table, write_comparison
   from rlhf_jax.training import variants
 
@@ -38,6 +39,7 @@ def run(args) -> None:
   with interruptible():
     for seed, folder in zip(seeds, folders, strict=True):
       variants.compare({**settings, "seed": seed}, folder, only=only, after_each=write_comparison)
+      write_report(folder)
   runs = [read_comparison(folder) for folder in folders]
   print(table(runs))
   for path in write_comparison(args.workdir, runs):
