@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "algorithms"))
 
 import test_parity  # noqa: E402
+import test_rl_parity  # noqa: E402
 
 # kind of case -> what it is, where its equation stands, and our function
 KINDS = {
@@ -29,6 +30,12 @@ KINDS = {
     "arXiv:1909.08593, section 2.2",
     "ops.kl.adaptive_coefficient",
   ),
+  "group_advantages": (
+    "Group advantages",
+    "arXiv:2402.03300, section 4.1",
+    "algorithms.grpo",
+  ),
+  "grpo": ("GRPO, policy loss", "arXiv:2402.03300, eq. 3", "algorithms.grpo"),
   "kl": ("KL estimator", "Schulman, Approximating KL Divergence", "ops.kl"),
   "dpo": ("DPO", "arXiv:2305.18290, eq. 7", "algorithms.dpo.dpo_loss"),
   "dpo_tokens": ("DPO, from tokens", "arXiv:2305.18290, eq. 7", "algorithms.dpo"),
@@ -104,8 +111,20 @@ EQUATIONS = {
   "length_decay": "arXiv:2409.06411",
   "nll_coef": "arXiv:2404.19733",
   "label_smoothing": "https://ericmitchell.ai/cdpo.pdf, eq. 3",
+  "rloo": "arXiv:2402.14740",
+  "sequence_sum": "arXiv:2402.14740",
+  "dr_grpo": "arXiv:2503.20783",
+  "fixed_length": "arXiv:2503.20783",
+  "sequence ratio": "arXiv:2507.18071",
+  "cispo": "arXiv:2506.13585",
+  "clip higher": "arXiv:2503.14476",
 }
-FUNCTIONS = {"simpo": "algorithms.simpo", "alphapo": "algorithms.alphapo"}
+FUNCTIONS = {
+  "simpo": "algorithms.simpo",
+  "alphapo": "algorithms.alphapo",
+  "rloo": "algorithms.rloo",
+  "sequence_sum": "algorithms.rloo",
+}
 
 # Settings that change the formula and not only its numbers, and the value at which they do not.
 NEUTRAL = {
@@ -121,6 +140,12 @@ NEUTRAL = {
   "centering": None,
   "desirable_weight": 1.0,
   "shift_mean": True,
+  "method": "grpo",
+  "scale": None,
+  "aggregation": None,
+  "dual_clip": None,
+  "kl_importance": False,
+  "normalize": False,
   "top_k": None,
   "top_p": None,
   "min_p": None,
@@ -134,6 +159,13 @@ def options(case) -> str:
     value = case["settings"].get(name, neutral)
     if value != neutral:
       named.append(value if isinstance(value, str) else f"no {name}" if value is False else name)
+  s = case["settings"]
+  if s.get("ratio", "token") != "token":
+    named.append("sequence ratio" if s["ratio"] == "sequence" else s["ratio"])
+  if s.get("clip_eps_high", s.get("clip_eps_low")) != s.get("clip_eps_low"):
+    named.append("clip higher")
+  if s.get("kl_coef"):
+    named.append(s.get("kl_estimator", "k1 in the reward"))
   return ", ".join(named)
 
 
@@ -151,7 +183,7 @@ HEADER = """# Parity
 
 Written by `python tests/parity/report.py` from the numbers in `tests/golden/`, which the scripts in
 `tests/parity/` recorded once with the reference libraries; `tests/algorithms/test_parity.py` checks the same
-comparison at 1e-6 on every run, without those libraries.
+comparison at 1e-6 on every run, without those libraries; `test_rl_parity.py` beside it that of groups and GRPO at 2e-6.
 
 Ours is float32, the references float64 where they allow it. An error is the largest difference of an array over its
 largest entry, the worst over all cases of the row; a gradient is that of the mean loss with respect to
@@ -202,10 +234,14 @@ and a float64 oracle written from the equation: `tests/algorithms/test_reward_mo
 def rows():
   """(what, options, equation, ours, library, version, function) -> cases, value errors, gradient errors."""
   table = {}
-  for golden, case in test_parity.cases():
-    values, gradients = test_parity.errors(case)
+  tested = [
+    (module, *found) for module in (test_parity, test_rl_parity) for found in module.cases()
+  ]
+  for module, golden, case in tested:
+    values, gradients = module.errors(case)
     what, _, ours = KINDS[case["kind"]]
-    ours = FUNCTIONS.get(case["settings"].get("loss_type"), ours)
+    for setting in ("loss_type", "method", "ratio"):
+      ours = FUNCTIONS.get(case["settings"].get(setting), ours)
     reference = f"{golden['library']} {golden['version'][:12]}"
     key = (what, options(case), equation(case), ours, reference, case["function"])
     row = table.setdefault(key, {"cases": 0, "value": [], "gradient": []})
