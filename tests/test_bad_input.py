@@ -328,6 +328,11 @@ def sft_without_texts(run):
   run.train(data__sft="")
 
 
+@refused("vocab_size=300 learns tokens from the texts of SFT", "lower it to 257, bytes alone")
+def a_vocabulary_without_texts_to_learn_it_from(run):
+  run.train(model__random=MODEL | dict(vocab_size=300), data__sft="", stages=("reward_model",))
+
+
 @refused("stage reward_model needs pairs", "set data.feedback")
 def a_reward_model_without_pairs(run):
   run.train(data__feedback="")

@@ -220,8 +220,9 @@ def _learned_tokenizer(data: tasks.Settings, size: int, seed: int):
   tokenize.assert_fits(tokenizer, size, where="model.random")
   if size == len(tokenizer):
     return tokenizer
-  long = dataclasses.replace(data, max_tokens=WHOLE, prompt_tokens=1, held_out_tokens=WHOLE)
-  texts = tasks.load_task(long, tokenizer, rollout_tokens=1, seed=seed).sft
+  others = dict.fromkeys(("feedback", "held_out", "prompts", "test"), "")
+  whole = dataclasses.replace(data, max_tokens=WHOLE, **others)
+  texts = tasks.load_task(whole, tokenizer, rollout_tokens=1, seed=seed).sft
   if not texts:
     raise ValueError(
       f"model.random.vocab_size={size} learns tokens from the texts of SFT, and there are none; set data.sft, a "
