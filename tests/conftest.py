@@ -18,6 +18,14 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_their_own():
+  """Compiled programs are dropped after each file: a process has memory maps for some thousands only."""
+  yield
+  jax.clear_caches()
+
+
 TINY = Path(__file__).parent.parent / "experiments" / "tiny.py"
 FEW_STEPS = (  # of the tiny experiment: seconds instead of a minute
   "--config.sft.epochs=0.03",
