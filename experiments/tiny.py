@@ -53,8 +53,6 @@ def get_config():
     checkpoint_every=2,
     critic="shared",
   )
-  config.dpo = dict(
-    epochs=1.0, batch_size=16, learning_rate=1e-3, beta=0.1, checkpoint_every=2
-  )
+  config.dpo = dict(epochs=1.0, batch_size=16, learning_rate=1e-3, beta=0.1, checkpoint_every=2)
   config.evaluation = dict(best_of=4, batch_size=64)
   return config
