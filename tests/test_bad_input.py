@@ -435,7 +435,7 @@ option("data.source", "json", "data.source='json' is not one of 'reviews', 'chit
 option("seed", "one", "config.seed='one' should be of type int")
 option("seed", -1, "config.seed=-1 should be at least 0")
 option("algorithm.name", "pppo", "algorithm.name='pppo' is not an algorithm; did you mean ppo")
-option("algorithm.name", "sft", "does not train a policy from feedback; use alphapo or bco or")
+option("algorithm.name", "sft", "does not train a policy from feedback; use a2c or alphapo or")
 option("stages", ("sft", "reward"), "config.stages names 'reward'; did you mean reward_model")
 option("stages", ("sft", "evaluation"), "evaluation without reward_model or policy")
 option("stages", ("sft", "policy"), "ppo needs a reward model: add reward_model to config.stages")
