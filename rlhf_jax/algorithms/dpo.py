@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax.config import hyperparameters, option
-from rlhf_jax.ops import batchwise, stats
+from rlhf_jax.ops import batchwise, reward, stats
 from rlhf_jax.ops import preference as preference_ops
 from rlhf_jax.types import Algorithm, Policy, PreferenceBatch
 
@@ -176,7 +176,7 @@ def margins(logps_w, logps_l, ref_logps_w, ref_logps_l, config: Config) -> tuple
 def sorted_loss(above: Array, below: Array, config: Config) -> Array:
   """−log σ of β times the difference at each rank, float32[B]: how far `above` dominates `below`."""
   difference = config.beta * (jnp.sort(above) - jnp.sort(below))
-  return preference_ops.smoothed_log_sigmoid_loss(difference, config.label_smoothing)
+  return reward.logistic_loss(difference, 1.0 - config.label_smoothing)
 
 
 def token_weights(mask: Array, other: Array, config: Config) -> Array:
@@ -229,10 +229,10 @@ def make(policy: Policy) -> Algorithm:
       batch = batch.replace(sorted_loss=batchwise.linearize(mean, *margins(*now, config)))
     if config.loss_type == "bco_pair":
       now = sums(*(side.logps for side in evaluate(params, frozen, pairs)), pairs, config)
-      reward = config.beta * jnp.mean(0.5 * (now[0] - now[2] + now[1] - now[3]))
-      delta = stats.Mean(extra["delta"].sum + reward, extra["delta"].count + 1.0)
+      mean_reward = config.beta * jnp.mean(0.5 * (now[0] - now[2] + now[1] - now[3]))
+      delta = stats.Mean(extra["delta"].sum + mean_reward, extra["delta"].count + 1.0)
       batch = batch.replace(delta=jnp.full_like(batch.delta, delta.value))
-      return batch, {"rewards/mean": stats.Mean(reward, jnp.ones(()))}
+      return batch, {"rewards/mean": stats.Mean(mean_reward, jnp.ones(()))}
     return batch, {}
 
   def loss(params, frozen, batch, config, extra):

@@ -16,6 +16,7 @@ import jax
 
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import preference, stats
+from rlhf_jax.ops import reward as reward_ops
 from rlhf_jax.types import Algorithm, Policy, keep_extra, no_annotation, no_extra
 
 Array = jax.Array
@@ -40,7 +41,7 @@ def reward(logps: Array, config: Config) -> Array:
 def margin_loss(reward_w: Array, reward_l: Array, config) -> Array:
   """Loss float32[B] of rewards float32[B] that should differ by `config.gamma`."""
   margin = reward_w - reward_l - config.gamma
-  return preference.smoothed_log_sigmoid_loss(margin, config.label_smoothing)
+  return reward_ops.logistic_loss(margin, 1.0 - config.label_smoothing)
 
 
 def make(policy: Policy) -> Algorithm:

@@ -1,4 +1,4 @@
-"""Comparisons: losses per pair and unreduced, and what is logged of pairs whatever the loss."""
+"""What losses on comparisons share, and what is logged of pairs and marks whatever the loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ from rlhf_jax.ops import kl, stats
 Array = jax.Array
 
 
-def bradley_terry_loss(chosen: Array, rejected: Array, *, label_smoothing=0.0) -> Array:
-  """−log σ(r_w − r_l), float32[B] (Bradley & Terry 1952; arXiv:1909.08593, eq. 1 for two answers).
-
-  With `label_smoothing` ε: (1 − ε) times that and ε times the loss of the pair turned round.
-  """
-  return smoothed_log_sigmoid_loss(chosen - rejected, label_smoothing)
-
-
 def split(both):
   """A tree of float[2B, ...] as its two halves: what was computed of chosen and of rejected answers."""
   half = jax.tree.leaves(both)[0].shape[0] // 2
@@ -29,12 +21,6 @@ def split(both):
 def both_ways(loss: Callable[[Array, Array], Array], w: Array, l: Array, preference) -> Array:
   """p loss(w, l) + (1 − p) loss(l, w), float32[B]: the loss of a pair whose first answer is the better with probability p."""
   return preference * loss(w, l) + (1.0 - preference) * loss(l, w)
-
-
-def smoothed_log_sigmoid_loss(margin: Array, label_smoothing) -> Array:
-  """−(1 − ε) log σ(margin) − ε log σ(−margin), float32[B]."""
-  eps, log_sigmoid = label_smoothing, jax.nn.log_sigmoid
-  return -(1.0 - eps) * log_sigmoid(margin) - eps * log_sigmoid(-margin)
 
 
 def average_logps(logps: Array, mask: Array) -> Array:

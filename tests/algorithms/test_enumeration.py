@@ -14,7 +14,7 @@ from scipy import optimize
 
 from rlhf_jax import types
 from rlhf_jax.algorithms import bco, dpo, pl_dpo, ppo, sft
-from rlhf_jax.ops import preference, stats
+from rlhf_jax.ops import reward, stats
 
 ANSWERS = np.array(list(itertools.product(range(3), repeat=3)))  # [27, 3]
 BETA = 0.25
@@ -290,7 +290,7 @@ def test_the_bradley_terry_loss_is_stationary_at_the_true_scores_and_any_shift_o
 
   def loss(scores):
     prefers = jax.nn.sigmoid(SCORES[w] - SCORES[l])
-    return jnp.mean(prefers * preference.bradley_terry_loss(scores[w], scores[l]))
+    return jnp.mean(prefers * reward.logistic_loss(scores[w] - scores[l], 1.0))
 
   for scores in (SCORES, SCORES + 3.0):
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(scores)), np.zeros(27), atol=1e-15)

@@ -48,7 +48,7 @@ KINDS = {
   "bradley_terry_pairs": (
     "Bradley-Terry",
     "Bradley & Terry 1952",
-    "ops.preference.bradley_terry_loss",
+    "ops.reward.logistic_loss",
   ),
   "plackett_luce": (
     "Plackett-Luce, full and partial rankings",
