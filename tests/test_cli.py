@@ -254,6 +254,7 @@ def test_evaluate_again_keeps_the_old_answers_and_finds_the_same(tiny_run, capsy
   for name in ("sft.jsonl", "ppo.jsonl"):
     kept = (workdir / "evaluation.1" / name).read_text()
     assert kept == (workdir / "evaluation" / name).read_text()
+  assert (workdir / "calibration.json").exists()  # the reward model's, which is not measured again
 
 
 def test_report_draws_a_picture(tiny_run, capsys, tmp_path):

@@ -32,7 +32,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(curve: dict) -> Reliability | None:
-  """Of `evaluation/calibration.json`; None where it holds no curve."""
+  """Of `calibration.json`; None where it holds no curve."""
   columns = [curve.get(name) for name in ("stated", "observed", "low", "high", "count")]
   if not all(isinstance(c, list) and c and all(map(is_number, c)) for c in columns):
     return None

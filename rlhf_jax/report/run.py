@@ -48,7 +48,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     samples=_lines(workdir / "samples.jsonl", notes),
     answers={path.stem: _lines(path, notes) for path in written},
     results={name: float(value) for name, value in results.items() if is_number(value)},
-    calibration=_object(workdir / "evaluation" / "calibration.json", notes),
+    calibration=_object(workdir / "calibration.json", notes),
     finished=bool(stages) and all(isinstance(s, dict) and s.get("finished") for s in stages),
     notes=notes,
   )

@@ -191,15 +191,13 @@ def _judge_results(setup: Setup, judge: judges.TfidfJudge) -> dict[str, float]:
 
 
 def _reward_model_results(setup: Setup, settings: Settings, frozen) -> dict[str, float]:
-  """On people's held-out feedback; the calibration of pairs is kept in `evaluation/calibration.json`."""
+  """On people's held-out feedback; the calibration of pairs is kept in `calibration.json`."""
   params, size = frozen["reward_model"], settings.batch_size
   read = held_out.Reader(setup, params, frozen, size)
   results, calibration = held_out.results(read)
   if calibration is not None:
     curve = {name: np.asarray(value).tolist() for name, value in calibration._asdict().items()}
-    path = setup.workdir / "evaluation" / "calibration.json"
-    path.parent.mkdir(exist_ok=True)
-    disk.replace(path, json.dumps(curve, indent=2) + "\n")
+    disk.replace(setup.workdir / "calibration.json", json.dumps(curve, indent=2) + "\n")
   if setup.task.held_out is not None:
     rated = setup.task.held_out.labels.ndim == 2
     beside = _rated_results if rated else _labelled_results

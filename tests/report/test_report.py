@@ -357,7 +357,7 @@ CURVE = {
 
 def test_calibration_is_drawn_against_the_diagonal(workdir):
   (workdir / "evaluation").mkdir(exist_ok=True)
-  (workdir / "evaluation" / "calibration.json").write_text(json.dumps(CURVE))
+  (workdir / "calibration.json").write_text(json.dumps(CURVE))
   drawn = calibration.reliability(CURVE)
   x = [point.x for point in drawn.points]
   assert x == sorted(x) and charts.LEFT < x[0] and x[-1] < charts.RIGHT

@@ -156,6 +156,6 @@ def test_a_run_reports_them(tiny_run):
   _, workdir = tiny_run
   results = json.loads((Path(workdir) / "results.json").read_text())
   assert 0.3 < results["reward_model/pair_accuracy"] < 1
-  curve = json.loads((Path(workdir) / "evaluation" / "calibration.json").read_text())
+  curve = json.loads((Path(workdir) / "calibration.json").read_text())
   assert curve["error"] == results["reward_model/pair_calibration_error"]
   assert len(curve["stated"]) == len(curve["observed"]) == len(curve["count"])
