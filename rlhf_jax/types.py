@@ -94,6 +94,8 @@ class Rollout:
     None  # float32[B], V after the last token where cut and so configured, else 0
   )
   baseline: Array | None = None  # float32[B], the score of the greedy answer to the same prompt
+  greedy: Sequences | None = None  # that answer
+  costs: Array | None = None  # float32[B, T], as `rewards`: what a cost model says of each response
 
 
 @struct.dataclass
@@ -175,21 +177,12 @@ class Beginning(NamedTuple):
   link: Any = None  # params["link"], None where the likelihood has no numbers of its own
 
 
-class Algorithm(NamedTuple):
-  """Pure functions, in the spirit of an optax transformation. Metrics and terms are dicts of `Mean`.
-
-  `annotate` runs what does not learn in this update; `loss` is the only thing differentiated, and is
-  the sum of its terms' values.
-  """
-
-  init_extra: Callable  # (params, config) -> extra
-  annotate: Callable  # (params, frozen, batch, config, extra) -> (batch, metrics)
-  loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics)
-  update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as float32[] each
-
-
 def no_extra(params, config) -> dict:
   return {}
+
+
+def as_it_is(batch, config):
+  return batch
 
 
 def no_annotation(params, frozen, batch, config, extra):
@@ -198,3 +191,18 @@ def no_annotation(params, frozen, batch, config, extra):
 
 def keep_extra(extra, params, metrics, config) -> dict:
   return extra
+
+
+class Algorithm(NamedTuple):
+  """Pure functions, in the spirit of an optax transformation. Metrics and terms are dicts of `Mean`.
+
+  `annotate` runs what does not learn from this batch; `loss` is the only thing differentiated, and is
+  the sum of its terms' values. `per_update` computes what is a function of all rows of one optimizer update, before
+  these are split into micro-batches.
+  """
+
+  init_extra: Callable  # (params, config) -> extra
+  annotate: Callable  # (params, frozen, batch, config, extra) -> (batch, metrics)
+  loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics)
+  update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as float32[] each
+  per_update: Callable = as_it_is  # (batch, config) -> batch

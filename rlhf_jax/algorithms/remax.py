@@ -23,7 +23,7 @@ Array = jax.Array
 TRAINS = "policy"
 DATA = "rollouts"
 CRITIC_FREE = True
-GREEDY_BASELINE = True  # fills Rollout.baseline
+SECOND = "greedy"  # fills Rollout.baseline
 
 
 @hyperparameters

@@ -22,6 +22,8 @@ from rlhf_jax.training.setup import Setup, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
 from rlhf_jax.types import Mean, Params, Rollout
 
+OTHERS = 1 << 20  # folded into a row's key for whoever answers beside the policy
+
 
 @hyperparameters
 class Settings:
@@ -49,7 +51,7 @@ def run(
 ) -> Params:
   """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
   assert_learnable(setup)
-  assert_divides(setup, stage, config, settings)
+  assert_divides(setup, stage, module, config, settings)
   assert_critic(stage, module, settings)
   algorithm = module.make(
     make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
@@ -66,8 +68,8 @@ def run(
     accumulate=settings.accumulate,
   )
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
-  greedy = getattr(module, "GREEDY_BASELINE", False)
-  collect = jax.jit(make_collect(setup, greedy_baseline=greedy))
+  second = getattr(module, "SECOND", None)
+  collect = jax.jit(make_collect(setup, second=second))
   prompts = setup.task.prompts
   width = examples.width_of(prompts)
   order = setup.order(stage)
@@ -83,7 +85,8 @@ def run(
     placed = setup.place_batch((tokens, mask, keys))
     rollout, metrics = collect(state.params, frozen, *placed, setup.sampling)
     jax.block_until_ready(rollout)
-    assert_finite_rewards(rollout, [prompts[i].id for i in rows], stage, step + 1)
+    answered = np.repeat(rows, len(rollout.rewards) // len(rows))  # the prompt of every row
+    assert_finite_rewards(rollout, [prompts[i].id for i in answered], stage, step + 1)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
     state, learned = train_step(state, frozen, rollout, config)
 
@@ -112,29 +115,44 @@ def run(
   return state.params
 
 
-def make_collect(setup: Setup, *, greedy_baseline: bool = False):
-  """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write and score.
+def make_collect(setup: Setup, *, second: str | None = None):
+  """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write, and score by the reward model.
 
-  With `greedy_baseline` each prompt is also answered greedily, and `Rollout.baseline` is the score of that.
+  `second` says who else answers each prompt: "greedy" is the policy itself without chance, and `Rollout.baseline` is the
+  score of that; "reference" is the reference policy, whose answer stands in the row after the policy's. Without a reward model
+  all scores are 0, for others to add theirs.
   """
 
   def collect(params, frozen, tokens, mask, keys, settings):
-    whole = lora.attach(frozen["base"], params["model"], setup.lora.scale)
-    weights = decoder.cast_for_decoding(whole, setup.dtype)
+    def weights_of(tree):
+      whole = lora.attach(frozen["base"], tree["model"], setup.lora.scale)
+      return decoder.cast_for_decoding(whole, setup.dtype)
+
+    def score(sequences):
+      if frozen["reward_model"] is None:
+        return jnp.zeros(len(sequences.tokens))
+      return setup.scorer.score(frozen["reward_model"], frozen, sequences)
+
+    weights = weights_of(params)
     written = generate(setup.model, weights, tokens, mask, keys, settings)
-    scores = setup.scorer.score(frozen["reward_model"], frozen, written.sequences)
+    greedy = baseline = None
+    if second == "greedy":
+      without_chance = dataclasses.replace(settings, greedy=True)
+      greedy = generate(setup.model, weights, tokens, mask, keys, without_chance).sequences
+      baseline = score(greedy)
+    elif second == "reference":
+      others = weights_of(frozen["reference"])
+      keys = jax.vmap(lambda key: jax.random.fold_in(key, OTHERS))(keys)
+      other = generate(setup.model, others, tokens, mask, keys, settings)
+      written = jax.tree.map(_alternating, written, other)
     chosen = written.sequences.response_mask
-    baseline = None
-    if greedy_baseline:
-      greedily = dataclasses.replace(settings, greedy=True)
-      best = generate(setup.model, weights, tokens, mask, keys, greedily)
-      baseline = setup.scorer.score(frozen["reward_model"], frozen, best.sequences)
     rollout = Rollout(
       sequences=written.sequences,
       logps=written.logps,
-      rewards=returns.at_last(scores, chosen),
+      rewards=returns.at_last(score(written.sequences), chosen),
       truncated=written.truncated,
       baseline=baseline,
+      greedy=greedy,
     )
     metrics = {
       "rollout/length": stats.batch_mean(jnp.sum(chosen, axis=-1)),
@@ -143,6 +161,11 @@ def make_collect(setup: Setup, *, greedy_baseline: bool = False):
     return rollout, metrics
 
   return collect
+
+
+def _alternating(own: jax.Array, other: jax.Array) -> jax.Array:
+  """Rows of both in turn, [2B, ...]."""
+  return jnp.stack([own, other], axis=1).reshape(-1, *own.shape[1:])
 
 
 def assert_learnable(setup: Setup) -> None:
@@ -155,9 +178,10 @@ def assert_learnable(setup: Setup) -> None:
     )
 
 
-def assert_divides(setup: Setup, stage: str, config, settings: Settings) -> None:
+def assert_divides(setup: Setup, stage: str, module, config, settings: Settings) -> None:
   """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
-  group, parts = group_of(config), config.minibatches * settings.accumulate
+  group = 1 if getattr(module, "PAIRED", False) else group_of(config)
+  parts = config.minibatches * settings.accumulate
   name, rows = f"{stage}.prompts", settings.prompts * group
   if group > 1:
     name = f"{name} x group"

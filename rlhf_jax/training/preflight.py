@@ -130,7 +130,7 @@ def _assert_rollouts(setup: Setup, name: str) -> None:
   config, settings, _ = options.stage(setup.config, name)
   online.assert_learnable(setup)
   online.assert_critic(name, algorithm_module(name), settings)
-  online.assert_divides(setup, name, config, settings)
+  online.assert_divides(setup, name, algorithm_module(name), config, settings)
   _assert_prompts(setup, name, "which the policy learns to answer")
   _assert_enough(f"{name}.prompts", settings.prompts, len(setup.task.prompts), "prompts")
 

@@ -49,6 +49,7 @@ def make_train_step(
   """
 
   def learn(state: TrainState, frozen, batch, config):
+    batch = algorithm.per_update(batch, config)
     gradients, metrics = _gradients(algorithm, state, frozen, batch, config, accumulate)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: -config.learning_rate * u, updates)

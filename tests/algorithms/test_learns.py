@@ -178,7 +178,7 @@ def without_critic(module, **options):
     lora=SimpleNamespace(scale=1.0),
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
-  collect = jax.jit(online.make_collect(setup, greedy_baseline=module is remax))
+  collect = jax.jit(online.make_collect(setup, second=getattr(module, "SECOND", None)))
   frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
   config = module.Config(learning_rate=1e-2, kl_coef=0.01, max_new_tokens=N, **options)
 

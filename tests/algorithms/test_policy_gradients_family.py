@@ -617,7 +617,7 @@ def test_rows_of_groups_must_divide():
   setup = SimpleNamespace(mesh=SimpleNamespace(shape={}))
   config = grpo.Config(group=3, minibatches=4)
   with pytest.raises(ValueError, match="grpo.prompts x group=6 does not split into minibatches"):
-    online.assert_divides(setup, "grpo", config, online.Settings(prompts=2))
+    online.assert_divides(setup, "grpo", grpo, config, online.Settings(prompts=2))
 
 
 # The loop, on a model of a few thousand parameters.
@@ -667,7 +667,7 @@ def test_the_policy_earns_a_known_reward(name):
     algorithm, tx = module.make(policy.make_policy(MODEL)), optax.scale_by_adam()
     start = MODEL.init(jax.random.key(0))
     frozen = {"base": {}, "reference": {"model": start}, "reward_model": {}}
-    collect = jax.jit(online.make_collect(SETUP, greedy_baseline=module is remax))
+    collect = jax.jit(online.make_collect(SETUP, second=getattr(module, "SECOND", None)))
     state = step.init_state(jax.random.key(1), {"model": start}, algorithm, tx, config)
     train_step = jax.jit(
       step.make_train_step(algorithm, tx, epochs=config.epochs, minibatches=config.minibatches)
@@ -714,7 +714,7 @@ def test_remax_compares_with_the_answer_that_never_varies():
   with jax.enable_x64(False):
     start = MODEL.init(jax.random.key(0))
     frozen = {"base": {}, "reward_model": {}}
-    collect = jax.jit(online.make_collect(SETUP, greedy_baseline=True))
+    collect = jax.jit(online.make_collect(SETUP, second="greedy"))
     prompts, mask = jnp.tile(jnp.asarray([[1, 2]], jnp.int32), (8, 1)), jnp.ones((8, 2))
     keys = jax.random.split(jax.random.key(0), 8)
     of = lambda s: collect({"model": start}, frozen, prompts, mask, keys, s)[0]
