@@ -35,15 +35,12 @@ CRITIC_FREE = True
 
 
 @hyperparameters
-class Common:
-  """What every algorithm of this family can be told."""
+class Scored:
+  """What everything that learns from scored answers can be told."""
 
   learning_rate: float = option(1e-6, above=0)
   epochs: int = option(1, at_least=1)  # passes over each batch of rollouts
   minibatches: int = option(1, at_least=1)  # optimizer steps in a pass
-  kl_coef: float = option(0.05, at_least=0)  # β
-  entropy_coef: float | None = option(None, at_least=0)  # None leaves its gradient uncomputed
-  stop_kl: float | None = option(None, above=0)  # KL(old || new) a token that ends an update early
   reward_clip: float | None = option(None, above=0)
   # A response cut by the length limit: scored like any other; given `truncation_score` instead;
   # `truncation_penalty` subtracted; or masked, so that it teaches nothing but still counts in its
@@ -53,6 +50,15 @@ class Common:
   truncation_penalty: float = option(1.0, at_least=0)
   temperature: float = option(1.0, above=0)  # of the sampler and the learner alike
   max_new_tokens: int = option(48, at_least=1)  # of the sampler
+
+
+@hyperparameters
+class Common(Scored):
+  """What every algorithm of this family can be told."""
+
+  kl_coef: float = option(0.05, at_least=0)  # β
+  entropy_coef: float | None = option(None, at_least=0)  # None leaves its gradient uncomputed
+  stop_kl: float | None = option(None, above=0)  # KL(old || new) a token that ends an update early
 
 
 @hyperparameters
@@ -98,7 +104,7 @@ class Seen(NamedTuple):
     return stats.masked(jnp.broadcast_to(advantages[:, None], self.chosen.shape), self.chosen)
 
 
-def shaped_score(scores: Array, truncated: Array, config: Common) -> Array:
+def shaped_score(scores: Array, truncated: Array, config: Scored) -> Array:
   """The score after clipping and the rule for cut responses, float32[B]."""
   if config.reward_clip is not None:
     scores = jnp.clip(scores, -config.reward_clip, config.reward_clip)
@@ -167,40 +173,15 @@ def make_by(
   """
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    sequences = rollout.sequences
-    mask = sequences.response_mask
-    new, ref, exact_kl = policy.compare(
-      params, frozen["reference"], frozen, sequences, config.temperature
-    )
-    raw = stats.row_sum(rollout.rewards, mask)
-    cut = rollout.truncated if config.truncation == "mask" else jnp.zeros_like(rollout.truncated)
-    seen = Seen(
-      scores=shaped_score(raw, rollout.truncated, config),
-      logps=new.logps,
-      ref_logps=ref.logps,
-      chosen=mask,
-      learned=jnp.where(cut[:, None], 0.0, mask),
-      rollout=rollout,
-      values=new.values,
-    )
+    seen, metrics = look(policy, params, frozen, rollout, config)
     found, own = advantages(seen, config, extra)
     batch = Batch(
-      sequences=sequences.replace(response_mask=seen.learned),
-      old_logps=new.logps,
-      ref_logps=ref.logps,
+      sequences=rollout.sequences.replace(response_mask=seen.learned),
+      old_logps=seen.logps,
+      ref_logps=seen.ref_logps,
       advantages=found,
-      returns=None if value_loss is None else stats.masked(found + new.values, mask),
+      returns=None if value_loss is None else stats.masked(found + seen.values, seen.chosen),
     )
-    one = jnp.ones((), jnp.float32)
-    mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))
-    metrics = {
-      "rewards/mean": stats.batch_mean(raw),
-      "rewards/std": Mean(jnp.std(raw), one),
-      "policy/kl_k1": mean_of_rows(seen.kl),
-      "policy/kl_k3": mean_of_rows(kl.kl_k3(new.logps, ref.logps)),
-      "policy/kl_exact": mean_of_rows(exact_kl),
-      "rollout/mismatch": stats.masked_sum(jnp.abs(rollout.logps - new.logps), mask),
-    }
     return batch, {**metrics, **own}
 
   def of_batch(params, frozen, batch: Batch, config, extra):
@@ -227,6 +208,37 @@ def make_by(
     return terms, metrics
 
   return Algorithm(init_extra, annotate, of_batch, update_extra)
+
+
+def look(
+  policy: Policy, params, frozen, rollout: Rollout, config: Scored
+) -> tuple[Seen, dict[str, Mean]]:
+  """What is known of a rollout before anything is learned from it, and what every algorithm logs of that."""
+  mask = rollout.sequences.response_mask
+  new, ref, exact_kl = policy.compare(
+    params, frozen["reference"], frozen, rollout.sequences, config.temperature
+  )
+  raw = stats.row_sum(rollout.rewards, mask)
+  cut = rollout.truncated if config.truncation == "mask" else jnp.zeros_like(rollout.truncated)
+  seen = Seen(
+    scores=shaped_score(raw, rollout.truncated, config),
+    logps=new.logps,
+    ref_logps=ref.logps,
+    chosen=mask,
+    learned=jnp.where(cut[:, None], 0.0, mask),
+    rollout=rollout,
+    values=new.values,
+  )
+  one = jnp.ones((), jnp.float32)
+  mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))
+  return seen, {
+    "rewards/mean": stats.batch_mean(raw),
+    "rewards/std": Mean(jnp.std(raw), one),
+    "policy/kl_k1": mean_of_rows(seen.kl),
+    "policy/kl_k3": mean_of_rows(kl.kl_k3(new.logps, ref.logps)),
+    "policy/kl_exact": mean_of_rows(exact_kl),
+    "rollout/mismatch": stats.masked_sum(jnp.abs(rollout.logps - new.logps), mask),
+  }
 
 
 def clipped_loss(
