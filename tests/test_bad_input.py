@@ -354,10 +354,9 @@ def dpo_from_human_pairs_without_pairs(run):
   run.train(stages=("policy",), algorithm__name="dpo", answers__source="human", data__feedback="")
 
 
-@refused("evaluation scores answers with a reward model", "set start.reward_model")
-def evaluation_without_a_reward_model(run):
-  stages = ("sft", "policy", "evaluation")
-  run.train(stages=stages, algorithm__name="dpo", answers__source="human")
+@refused("nothing in data.source='files' can be checked", "take it out")
+def a_verifier_where_nothing_can_be_checked(run):
+  run.train(rewards__terms=("verifier",))
 
 
 @refused("stage evaluation needs held-out prompts", "set data.test")

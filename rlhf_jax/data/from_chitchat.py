@@ -81,6 +81,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     held_out=texts(splits.test, held_out),
     train=texts(splits.train, feedback),
     judge=None,
+    verifier=None,
     notes=(splits.describe(),),
   )
 

@@ -36,6 +36,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     held_out=None,
     train=None,
     judge=None,
+    verifier=None,
     notes=tuple(notes),
   )
 

@@ -71,5 +71,6 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     held_out=labelled(splits.test, test),
     train=labelled(splits.train, train),
     judge=labelled(splits.judge, encode(splits.judge)),
+    verifier=None,
     notes=(splits.describe(),),
   )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,4 +55,6 @@ class Task(NamedTuple):
   held_out: LabelledTexts | None  # to measure the reward model on
   train: LabelledTexts | None  # what the reward model's baseline may learn from
   judge: LabelledTexts | None  # for the judge alone
+  # (prompt ids, responses) -> scores float[N], of prompts whose answers can be checked; None where they cannot
+  verifier: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None
   notes: tuple[str, ...]  # sizes, skipped rows

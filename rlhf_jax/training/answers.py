@@ -1,4 +1,4 @@
-"""Answers that the reference policy writes and the reward model scores, as feedback of any form.
+"""Answers that the reference policy writes and `config.rewards` scores, as feedback of any form.
 
 Every algorithm that learns from such feedback in a workdir shares them: `answers.jsonl` holds n answers
 to each prompt with their rewards. Pairs are the best answer against the worst, marks the same two as
@@ -15,7 +15,7 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Labelled, Pair, Ranking, Record
 from rlhf_jax.rollout.generate import responses
-from rlhf_jax.training import disk, sampling
+from rlhf_jax.training import disk, rewarding, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params
 
@@ -33,13 +33,11 @@ class Settings:
 Group = list[tuple[Example, float]]  # the answers to one prompt, and their rewards
 
 
-def load_or_sample(
-  settings: Settings, setup: Setup, frozen: Params, reward_params: Params | None
-) -> list[Group]:
+def load_or_sample(settings: Settings, setup: Setup, frozen: Params) -> list[Group]:
   """The groups of `answers.jsonl`, sampled and written there first where it does not exist."""
   path = setup.shared / "answers.jsonl"
   if not path.exists():
-    disk.replace_rows(path, _sample(settings, setup, frozen, reward_params))
+    disk.replace_rows(path, _sample(settings, setup, frozen))
   return [_group(row) for row in disk.rows(path)]
 
 
@@ -82,7 +80,7 @@ def _best_and_worst(group: Group) -> tuple[Example, Example]:
   return group[int(np.argmax(rewards))][0], group[int(np.argmin(rewards))][0]
 
 
-def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Params) -> list[dict]:
+def _sample(settings: Settings, setup: Setup, frozen: Params) -> list[dict]:
   count = min(settings.prompts, len(setup.task.prompts))
   order = examples.batch_rows(len(setup.task.prompts), count, setup.order("pairs"), 0)
   prompts = [setup.task.prompts[i] for i in order]
@@ -96,7 +94,8 @@ def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Par
     count=settings.count,
     batch_size=size,
   )
-  rewards = sampling.score(setup, reward_params, frozen, written.sequences, batch_size=size)
+  ids = [prompt.id for prompt in prompts for _ in range(settings.count)]
+  rewards = rewarding.Rewards(setup).score(frozen, written.sequences, ids, batch_size=size)
   texts = responses(written.sequences.tokens, written.sequences.response_mask)
 
   rows = []
@@ -109,8 +108,8 @@ def _sample(settings: Settings, setup: Setup, frozen: Params, reward_params: Par
       rows.append({"id": prompt.id, "prompt": prompt.tokens, "answers": answered})
   if not rows:
     raise ValueError(
-      f"the reward model tells none of {settings.count} answers to {count} prompts apart; train it "
-      "longer, or raise rollout.temperature or answers.count."
+      f"config.rewards tells none of {settings.count} answers to {count} prompts apart; train the "
+      "reward model longer, or raise rollout.temperature or answers.count."
     )
   return rows
 

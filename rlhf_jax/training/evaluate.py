@@ -13,19 +13,21 @@ from tqdm import tqdm
 
 from rlhf_jax.config import from_dict, hyperparameters, option
 from rlhf_jax.data.task import LabelledTexts
-from rlhf_jax.evaluation import classification, judges, regression, text
+from rlhf_jax.evaluation import classification, judges, regression, scores, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import disk, held_out, sampling
+from rlhf_jax.training import disk, held_out, rewarding, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Sequences
 
-COLUMNS = ("reward", "kl", "kl_exact", "length", "logp_base")
+COLUMNS = ("reward", "score", "kl", "kl_exact", "length", "logp_base")
 
 
 @hyperparameters
 class Settings:
-  best_of: int = option(4, at_least=1)  # answers of the SFT model, the reward model's choice counts
+  best_of: int = option(4, at_least=1)  # answers of the SFT model, the one of most reward counts
+  # Each answer is the likeliest token after token, as for pass@1; what needs samples, KL and best-of-n, is left out.
+  greedy: bool = False
   batch_size: int = option(128, at_least=1)
 
 
@@ -38,12 +40,16 @@ def evaluate_reward_model(setup: Setup, frozen: Params) -> dict[str, float]:
 def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[str, float]:
   """results.json's rows of SFT, best-of-n and policy `name`.
 
-  Sampling is at temperature 1, untruncated. What each policy wrote is kept in `evaluation/` and read
+  Sampling is at temperature 1, untruncated, unless `evaluation.greedy`. Each answer has the reward of `config.rewards`, unless
+  that asks for a reward model and there is none; without rewards there is no best-of-n. Where the task's answers can be
+  checked, `score` is what its verifier gives. What each policy wrote is kept in `evaluation/` and read
   back from there, so that a second algorithm is judged on the same answers of the SFT model.
   """
   settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
   plain = Sampling(
-    max_new_tokens=setup.sampling.max_new_tokens, stop_tokens=setup.sampling.stop_tokens
+    max_new_tokens=setup.sampling.max_new_tokens,
+    stop_tokens=setup.sampling.stop_tokens,
+    greedy=settings.greedy,
   )
   setup = setup._replace(sampling=plain)
   own, shared = setup.workdir / "evaluation", setup.shared / "evaluation"
@@ -51,23 +57,27 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
     folder.mkdir(exist_ok=True)
   bar = tqdm(total=3, desc="  evaluation", unit="part", dynamic_ncols=True)
 
-  best = f"best_of_{settings.best_of}"
-  paths = {policy: shared / f"{policy}.jsonl" for policy in ("sft", best)}
-  paths[name] = own / f"{name}.jsonl"
-  if not (paths["sft"].exists() and paths[best].exists()):
-    written, rewards = _written(
-      setup, settings, "sft", frozen["reference"], frozen, settings.best_of
-    )
-    firsts = np.arange(0, len(rewards), settings.best_of)
-    highest = firsts + rewards.reshape(-1, settings.best_of).argmax(axis=1)
-    for policy, rows in (("sft", firsts), (best, highest)):
-      chosen = sampling.take(written, rows)
-      disk.replace_rows(paths[policy], _described(setup, settings, chosen, rewards[rows]))
+  rewarded = frozen["reward_model"] is not None or not rewarding.asks_model(setup.config)
+  count = settings.best_of if rewarded and not settings.greedy else 1
+  paths = {"sft": shared / "sft.jsonl"}
+  if count > 1:
+    paths[f"best_of_{count}"] = shared / f"best_of_{count}.jsonl"
+  if not all(path.exists() for path in paths.values()):
+    written, marks = _written(setup, settings, "sft", frozen["reference"], frozen, count, rewarded)
+    firsts = np.arange(0, len(written.tokens), count)
+    chosen = {"sft": firsts}
+    if count > 1:
+      chosen[f"best_of_{count}"] = firsts + marks["reward"].reshape(-1, count).argmax(axis=1)
+    for policy, rows in chosen.items():
+      answers = sampling.take((written, marks), rows)
+      disk.replace_rows(paths[policy], _described(setup, settings, *answers))
   bar.update()
+  paths[name] = own / f"{name}.jsonl"
   if not paths[name].exists():
-    written, rewards = _written(setup, settings, name, params, frozen, 1)
-    divergences = _divergences(setup, settings, written, params, frozen)
-    disk.replace_rows(paths[name], _described(setup, settings, written, rewards, **divergences))
+    written, marks = _written(setup, settings, name, params, frozen, 1, rewarded)
+    if not settings.greedy:
+      marks |= _divergences(setup, settings, written, params, frozen)
+    disk.replace_rows(paths[name], _described(setup, settings, written, marks))
   bar.update()
   policies = {policy: disk.rows(path) for policy, path in paths.items()}
   results = _policy_results(setup, policies, name)
@@ -92,8 +102,10 @@ def _logps(policy, params, frozen, sequences: Sequences):
   return stats.row_sum(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
 
 
-def _written(setup: Setup, settings: Settings, policy: str, params, frozen, count: int):
-  """`count` answers to each test prompt, an answer a row, and their rewards float32[rows]."""
+def _written(
+  setup: Setup, settings: Settings, policy: str, params, frozen, count: int, rewarded: bool
+) -> tuple[Sequences, dict[str, np.ndarray]]:
+  """`count` answers to each test prompt, an answer a row, with what there is of `reward` and `score`, float[rows]."""
   size = settings.batch_size
   written = sampling.sample(
     setup,
@@ -104,8 +116,14 @@ def _written(setup: Setup, settings: Settings, policy: str, params, frozen, coun
     count=count,
     batch_size=size,
   ).sequences
-  rewards = sampling.score(setup, frozen["reward_model"], frozen, written, batch_size=size)
-  return written, rewards
+  ids = [prompt.id for prompt in setup.task.test_prompts for _ in range(count)]
+  marks = {}
+  if rewarded:
+    rewards = rewarding.Rewards(setup)
+    marks["reward"] = rewards.score(frozen, written, ids, batch_size=size)
+  if setup.task.verifier is not None:
+    marks["score"] = np.asarray(setup.task.verifier(ids, sampling.texts(setup, written)))
+  return written, marks
 
 
 def _divergences(setup: Setup, settings: Settings, written: Sequences, params, frozen) -> dict:
@@ -117,15 +135,14 @@ def _divergences(setup: Setup, settings: Settings, written: Sequences, params, f
   return {"kl": kl, "kl_exact": kl_exact}
 
 
-def _described(setup: Setup, settings: Settings, written: Sequences, rewards, **more) -> list[dict]:
+def _described(setup: Setup, settings: Settings, written: Sequences, marks) -> list[dict]:
   """What is kept of each answer: its text and what was measured."""
   pretrained = {"base": setup.frozen(setup.pretrained)}
   logps = lambda part: _logps(setup.policy, {"model": {}}, pretrained, part)
   columns = {
-    "reward": rewards,
+    **marks,
     "length": written.response_mask.sum(axis=-1),
     "logp_base": _over_rows(setup, settings, logps, written),
-    **more,
   }
   texts = zip(sampling.prompt_texts(setup, written), sampling.texts(setup, written), strict=True)
   return [
@@ -150,31 +167,50 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
         results[f"{policy}/{column}"] = float(np.mean([row[column] for row in rows]))
     counted = text.text_statistics(texts[policy])
     results |= {f"{policy}/{measure}": value for measure, value in counted.items()}
-    results[f"{policy}/distinct_2_ratio"] = counted["distinct_2"] / results["sft/distinct_2"]
-  best = next(policy for policy in policies if policy.startswith("best_of_"))
-  n = int(best.removeprefix("best_of_"))
-  results[f"{best}/kl_bound"] = float(np.log(n) - (n - 1) / n)  # an upper bound (arXiv:2401.01879)
+    if results["sft/distinct_2"]:  # which answers of one word have none of
+      results[f"{policy}/distinct_2_ratio"] = counted["distinct_2"] / results["sft/distinct_2"]
+  others = [policy for policy in policies if policy != "sft"]
+  for best in (policy for policy in others if policy.startswith("best_of_")):
+    n = int(best.removeprefix("best_of_"))
+    bound = float(np.log(n) - (n - 1) / n)  # an upper bound (arXiv:2401.01879)
+    results[f"{best}/kl_bound"] = bound
+  if "score" in policies[name][0]:
+    results |= _score_results(policies)
 
-  scorers = {"vader": judges.vader}
+  # A lexicon of sentiment has nothing to say of answers that are right or wrong.
+  scorers = {} if setup.task.verifier is not None else {"vader": judges.vader}
   if setup.task.judge is not None:
     judge = judges.TfidfJudge.fit(setup.task.judge.texts, setup.task.judge.labels)
     scorers["judge"] = judge.score
     results |= _judge_results(setup, judge)
   for scorer, score in scorers.items():
-    scores = {policy: score(texts[policy]) for policy in policies}
+    judged = {policy: score(texts[policy]) for policy in policies}
     prefix = "" if scorer == "judge" else f"{scorer}_"
-    for policy in (best, name):
-      won = judges.win_rate(scores[policy], scores["sft"])
+    for policy in others:
+      won = judges.win_rate(judged[policy], judged["sft"])
       results |= {
         f"{policy}/{prefix}win_rate": won.rate,
         f"{policy}/{prefix}win_rate_low": won.low,
         f"{policy}/{prefix}win_rate_high": won.high,
       }
-    if scorer == "judge":
+    if scorer == "judge" and "reward" in policies[name][0]:
       rewards = {p: [row["reward"] for row in policies[p]] for p in ("sft", name)}
-      alike = judges.agreement(scores[name], scores["sft"], rewards[name], rewards["sft"])
+      alike = judges.agreement(judged[name], judged["sft"], rewards[name], rewards["sft"])
       results[f"{name}/judge_agreement"] = alike.pairs
       results[f"{name}/judge_spearman"] = alike.spearman
+  return results
+
+
+def _score_results(policies: dict[str, list[dict]]) -> dict[str, float]:
+  """Of what a verifier gave: each policy's mean, and by how much it exceeds that of SFT on the same prompts."""
+  marks = {policy: [row["score"] for row in rows] for policy, rows in policies.items()}
+  found = {f"{policy}/score": scores.mean(mark) for policy, mark in marks.items()}
+  for policy in marks:
+    if policy != "sft":
+      found[f"{policy}/score_gain"] = scores.gain(marks[policy], marks["sft"])
+  results: dict[str, float] = {}
+  for name, estimate in found.items():
+    results |= held_out.rows(name, estimate)
   return results
 
 

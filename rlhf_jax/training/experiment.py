@@ -96,7 +96,7 @@ def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
   """What each entry of stages.json depends on: sections, and the stages that it stands on."""
   name = config["algorithm"]["name"]
   rewarding = ("sft", options.reward_algorithm(config))
-  learning = (*rewarding, name)
+  learning = (*rewarding, "rewards", name)
   if algorithm_module(name).DATA != "rollouts":
     learning = (*learning, "answers")
   depends = {

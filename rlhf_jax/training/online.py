@@ -16,7 +16,7 @@ from rlhf_jax.models import decoder, heads, lora
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout.generate import generate, left_pad
-from rlhf_jax.training import loop, optimizer, sampling
+from rlhf_jax.training import loop, optimizer, rewarding, sampling
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
@@ -68,6 +68,7 @@ def run(
     accumulate=settings.accumulate,
   )
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
+  rewards = rewarding.Rewards(setup)
   second = getattr(module, "SECOND", None)
   collect = jax.jit(make_collect(setup, second=second))
   prompts = setup.task.prompts
@@ -83,10 +84,13 @@ def run(
     tokens, mask = left_pad([prompts[i].tokens for i in rows], width)
     keys = jax.random.split(jax.random.fold_in(setup.key("rollout"), step), len(tokens))
     placed = setup.place_batch((tokens, mask, keys))
-    rollout, metrics = collect(state.params, frozen, *placed, setup.sampling)
-    jax.block_until_ready(rollout)
+    rollout, metrics = collect(state.params, rewards.frozen(frozen), *placed, setup.sampling)
     answered = np.repeat(rows, len(rollout.rewards) // len(rows))  # the prompt of every row
-    assert_finite_rewards(rollout, [prompts[i].id for i in answered], stage, step + 1)
+    ids = [prompts[i].id for i in answered]
+    rollout, valued = rewards.add(rollout, ids)
+    metrics |= valued
+    jax.block_until_ready(rollout)
+    assert_finite_rewards(rollout, ids, stage, step + 1)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
     state, learned = train_step(state, frozen, rollout, config)
 

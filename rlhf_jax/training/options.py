@@ -10,7 +10,16 @@ from typing import Any
 from rlhf_jax.config import from_dict, hyperparameters, split, suggest
 from rlhf_jax.data import tasks
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import answers, ensemble, evaluate, offline, online, optimizer, setup
+from rlhf_jax.training import (
+  answers,
+  ensemble,
+  evaluate,
+  offline,
+  online,
+  optimizer,
+  rewarding,
+  setup,
+)
 
 STAGES = ("sft", "reward_model", "policy", "evaluation")
 SHARED = ("seed", "model", "lora", "data", "rollout", "start")  # what every stage depends on
@@ -133,16 +142,13 @@ def _check_stages(config: Mapping[str, Any], name: str) -> None:
       "config.stages has evaluation without reward_model or policy, so there is nothing to evaluate."
     )
   human = config.get("answers", {}).get("source") == "human"
+  human = human and setup.algorithm_module(name).DATA != "rollouts"
   rewarded = "reward_model" in config["stages"] or config.get("start", {}).get("reward_model")
-  if "evaluation" in config["stages"] and not rewarded:
+  asked = rewarding.asks_model(config) and not human
+  if "policy" in config["stages"] and asked and not rewarded:
     raise ValueError(
-      "evaluation scores answers with a reward model: add reward_model to config.stages, set "
-      "start.reward_model to the workdir of a run that has one, or leave evaluation out."
-    )
-  if "policy" in config["stages"] and not rewarded and not human:
-    raise ValueError(
-      f"{name} needs a reward model: add reward_model to config.stages, or set start.reward_model to "
-      "the workdir of a run that has one."
+      f"{name} needs a reward model: add reward_model to config.stages, set start.reward_model to "
+      "the workdir of a run that has one, or take it out of rewards.terms."
     )
 
 
@@ -162,6 +168,7 @@ _SECTIONS = {
   "mesh": setup.MeshShape,
   "algorithm": Algorithm,
   "answers": answers.Settings,
+  "rewards": rewarding.Settings,
   "start": Start,
   "evaluation": evaluate.Settings,
 }

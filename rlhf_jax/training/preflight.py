@@ -13,7 +13,16 @@ import jax
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import lora
-from rlhf_jax.training import answers, checkpoint, disk, offline, online, options, stages
+from rlhf_jax.training import (
+  answers,
+  checkpoint,
+  disk,
+  offline,
+  online,
+  options,
+  rewarding,
+  stages,
+)
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Lora, Setup, algorithm_module, reward_model_of
 
@@ -39,6 +48,7 @@ def assert_ready(setup: Setup) -> None:
       setup, "reward_model", "whose sampled answers fix the mean and scale of rewards"
     )
   if "policy" in wanted:
+    rewarding.assert_computable(setup)
     rollouts = algorithm_module(name).DATA == "rollouts"
     (_assert_rollouts if rollouts else _assert_offline)(setup, name)
   if {"policy", "evaluation"} <= set(wanted):
@@ -155,7 +165,7 @@ def _assert_offline(setup: Setup, name: str) -> None:
 
 def _assert_evaluation(setup: Setup) -> None:
   _assert_given(setup, setup.task.test_prompts, "evaluation", "held-out prompts", "test")
-  if importlib.util.find_spec("vaderSentiment") is None:
+  if setup.task.verifier is None and importlib.util.find_spec("vaderSentiment") is None:
     raise ImportError("evaluation needs the package vaderSentiment: pip install vaderSentiment")
 
 

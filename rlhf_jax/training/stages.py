@@ -164,7 +164,7 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     return params, frozen
 
   config, settings, optim = options.stage(setup.config, name)
-  records = feedback(setup, module.DATA, frozen, reward_params)
+  records = feedback(setup, module.DATA, frozen)
   wanted = [answer for record in records for answer in record.answers]
   state = offline.run(
     setup,
@@ -185,15 +185,13 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
   return state.params, frozen
 
 
-def feedback(
-  setup: Setup, form: str, frozen: Params, reward_params: Params | None
-) -> list[examples.Record]:
+def feedback(setup: Setup, form: str, frozen: Params) -> list[examples.Record]:
   """What a policy learns from without writing anew: people's feedback, or its reference's scored answers."""
   settings = from_dict(answers.Settings, setup.config.get("answers", {}), where="answers")
   if settings.source == "human":
     records = setup.task.feedback(form, 0)
   else:
-    records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen, reward_params))
+    records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen))
   return (
     examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records
   )

@@ -54,9 +54,9 @@ def test_answers_are_sampled_once_and_then_read(sampled, tmp_path, monkeypatch):
   setup = setup._replace(workdir=tmp_path)
   settings = answers.Settings(prompts=6, count=3)
   with jax.set_mesh(setup.mesh):
-    groups = answers.load_or_sample(settings, setup, frozen, reward_params)
+    groups = answers.load_or_sample(settings, setup, frozen)
     monkeypatch.setattr(answers, "_sample", None)
-    assert answers.load_or_sample(settings, setup, frozen, reward_params) == groups
+    assert answers.load_or_sample(settings, setup, frozen) == groups
   assert len(groups) == 6 and all(len(group) == 3 for group in groups)
   for group in groups:
     rewards = [reward for _, reward in group]
@@ -69,7 +69,7 @@ def test_a_run_can_take_the_answers_of_another(sampled, tmp_path):
   row = {"id": "x", "prompt": [1], "answers": [{"tokens": [2], "reward": 0.0}]}
   disk.replace_rows(tmp_path / "answers.jsonl", [row])
   elsewhere = setup._replace(config={**setup.config, "start": {"answers": str(tmp_path)}})
-  ((answer, reward),) = answers.load_or_sample(answers.Settings(), elsewhere, frozen, None)[0]
+  ((answer, reward),) = answers.load_or_sample(answers.Settings(), elsewhere, frozen)[0]
   assert (answer.tokens, reward) == ([1, 2], 0.0)
 
 
