@@ -42,8 +42,7 @@ def rloo_advantages(seen: reinforce.Seen, config: Config, extra) -> tuple[Array,
     advantages = centred / (jnp.std(advantages, ddof=1) + 1e-4)
   metrics = {
     "rewards/total": stats.batch_mean(rewards),
-    "group/std": stats.batch_mean(groups.std(seen.scores, config.group)),
-    "group/zero_variance": stats.batch_mean(groups.without_variance(seen.scores, config.group)),
+    **groups.metrics(seen.scores, config.group),
   }
   return seen.on_tokens(advantages), metrics
 
