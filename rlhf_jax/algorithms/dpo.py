@@ -232,7 +232,7 @@ def make(policy: Policy) -> Algorithm:
       mean_reward = config.beta * jnp.mean(0.5 * (now[0] - now[2] + now[1] - now[3]))
       delta = stats.Mean(extra["delta"].sum + mean_reward, extra["delta"].count + 1.0)
       batch = batch.replace(delta=jnp.full_like(batch.delta, delta.value))
-      return batch, {"rewards/mean": stats.Mean(mean_reward, jnp.ones(()))}
+      return batch, {"rewards/implicit": stats.Mean(mean_reward, jnp.ones(()))}
     return batch, {}
 
   def loss(params, frozen, batch, config, extra):
@@ -264,7 +264,7 @@ def make(policy: Policy) -> Algorithm:
     extra = dict(extra)
     if config.loss_type == "bco_pair":
       seen = extra["delta"]
-      extra["delta"] = stats.Mean(seen.sum + metrics["rewards/mean"], seen.count + 1.0)
+      extra["delta"] = stats.Mean(seen.sum + metrics["rewards/implicit"], seen.count + 1.0)
     if config.sync_every is not None:
       steps = extra["steps"] + 1
       mix = jnp.where(steps % config.sync_every == 0, config.sync_mix, 0.0)

@@ -231,7 +231,7 @@ def test_this_batchs_reward_is_among_those_that_the_indifferent_reward_is_the_me
   frozen = {"reference": {"logps": jnp.zeros(4)}}
   batch, metrics = dpo.make(ROW_POLICY).annotate(params, frozen, pair_batch(2), config, seen)
   # Rows of two tokens: log-ratios −2, −4, −6, −8, rewards half of that, −2.5 on average.
-  assert float(metrics["rewards/mean"].value) == -2.5
+  assert float(metrics["rewards/implicit"].value) == -2.5
   np.testing.assert_allclose(batch.delta, [-0.25, -0.25])
 
 
