@@ -74,6 +74,7 @@ class Config(reinforce.Common):
     return {"low": self.clip_eps, "high": high}
 
   def assert_sound(self, where: str) -> None:
+    super().assert_sound(where)
     if self.kl_weighted and self.kl_in == "reward":
       raise ValueError(
         f"{where}.kl_weighted has no effect with kl_in='reward', which is part of the advantage; leave it out."
@@ -114,8 +115,7 @@ def grpo_advantages(seen: reinforce.Seen, config: Config, extra) -> tuple[Array,
     advantages = advantages / (jnp.std(rewards, ddof=1) + config.scale_eps)
   metrics = {
     "rewards/total": stats.batch_mean(rewards),
-    "group/std": stats.batch_mean(groups.std(scores, config.group)),
-    "group/zero_variance": stats.batch_mean(groups.without_variance(scores, config.group)),
+    **groups.metrics(scores, config.group),
   }
   return seen.on_tokens(advantages), metrics
 

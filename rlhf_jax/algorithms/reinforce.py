@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax.config import hyperparameters, option
-from rlhf_jax.ops import kl, policy_gradients, stats
+from rlhf_jax.ops import importance, kl, policy_gradients, stats
 from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences, keep_extra, no_extra
 
 Array = jax.Array
@@ -59,6 +59,19 @@ class Common(Scored):
   kl_coef: float = option(0.05, at_least=0)  # β
   entropy_coef: float | None = option(None, at_least=0)  # None leaves its gradient uncomputed
   stop_kl: float | None = option(None, above=0)  # KL(old || new) a token that ends an update early
+  # Advantages weigh π_old / π_sampler, of tokens or whole answers, where another policy or precision wrote
+  # (`ops/importance.py`); truncated at the bounds, or 0 outside them.
+  importance_level: str = option("none", choices=("none", *importance.LEVELS))
+  importance_mode: str = option("truncate", choices=tuple(importance.MODES))
+  importance_low: float = option(0.0, at_least=0)
+  importance_high: float = option(2.0, above=0)
+
+  def assert_sound(self, where: str) -> None:
+    if self.importance_low >= self.importance_high:
+      raise ValueError(
+        f"{where}.importance_low={self.importance_low} is not below importance_high={self.importance_high}; no weight would "
+        "be between them."
+      )
 
 
 @hyperparameters
@@ -175,14 +188,15 @@ def make_by(
   def annotate(params, frozen, rollout: Rollout, config, extra):
     seen, metrics = look(policy, params, frozen, rollout, config)
     found, own = advantages(seen, config, extra)
+    weighted, used = corrected(found, seen, config)
     batch = Batch(
       sequences=rollout.sequences.replace(response_mask=seen.learned),
       old_logps=seen.logps,
       ref_logps=seen.ref_logps,
-      advantages=found,
+      advantages=weighted,
       returns=None if value_loss is None else stats.masked(found + seen.values, seen.chosen),
     )
-    return batch, {**metrics, **own}
+    return batch, {**metrics, **own, **used}
 
   def of_batch(params, frozen, batch: Batch, config, extra):
     mask = batch.sequences.response_mask
@@ -237,8 +251,24 @@ def look(
     "policy/kl_k1": mean_of_rows(seen.kl),
     "policy/kl_k3": mean_of_rows(kl.kl_k3(new.logps, ref.logps)),
     "policy/kl_exact": mean_of_rows(exact_kl),
-    "rollout/mismatch": stats.masked_sum(jnp.abs(rollout.logps - new.logps), mask),
+    **importance.mismatch(new.logps, rollout.logps, mask),
   }
+
+
+def corrected(advantages: Array, seen: Seen, config: Common) -> tuple[Array, dict[str, Mean]]:
+  """Advantages times the importance weights of `config`, float32[B, T], and what these are."""
+  if config.importance_level == "none":
+    return advantages, {}
+  weights = importance.weights(
+    seen.logps,
+    seen.rollout.logps,
+    seen.chosen,
+    level=config.importance_level,
+    mode=config.importance_mode,
+    low=config.importance_low,
+    high=config.importance_high,
+  )
+  return advantages * weights, importance.used(weights, seen.chosen)
 
 
 def clipped_loss(

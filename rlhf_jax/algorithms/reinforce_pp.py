@@ -37,6 +37,7 @@ class Config(reinforce.Common):
   baseline: str = option("none", choices=("none", "group_mean"))
 
   def assert_sound(self, where: str) -> None:
+    super().assert_sound(where)
     if self.baseline == "group_mean" and self.group < 2:
       raise ValueError(
         f"{where}.group={self.group} leaves nothing of a score less its group's mean; set it to at least 2, or "
@@ -57,9 +58,7 @@ def reinforce_pp_advantages(seen: reinforce.Seen, config: Config, extra) -> tupl
   )
   metrics = {"rewards/total": stats.batch_mean(stats.row_sum(rewards, seen.chosen))}
   if config.group > 1:
-    metrics["group/std"] = stats.batch_mean(groups.std(seen.scores, config.group))
-    without = groups.without_variance(seen.scores, config.group)
-    metrics["group/zero_variance"] = stats.batch_mean(without)
+    metrics |= groups.metrics(seen.scores, config.group)
   return stats.whiten(to_come, seen.learned), metrics
 
 

@@ -308,7 +308,7 @@ CASES = {
     rollouts,
     SEPARATE,
   ),
-  "a2c": Case(a2c.make, a2c.Config(**CRITIC_FREE), ACTOR, rollouts),
+  "a2c": Case(a2c.make, a2c.Config(importance_level="token", **CRITIC_FREE), ACTOR, rollouts),
   "grpo, weighted KL": Case(
     grpo.make,
     grpo.Config(group=2, kl_weighted=True, aggregation="sum", **CRITIC_FREE),
@@ -338,7 +338,16 @@ CASES = {
   ),
   "grpo, gspo": Case(
     grpo.make,
-    grpo.Config(group=2, ratio="sequence", scale="none", kl_in="reward", **CRITIC_FREE),
+    grpo.Config(
+      group=2,
+      ratio="sequence",
+      scale="none",
+      kl_in="reward",
+      importance_level="sequence",
+      importance_mode="mask",
+      importance_high=9.0,
+      **CRITIC_FREE,
+    ),
     OTHER_ACTOR,
     rollouts,
   ),

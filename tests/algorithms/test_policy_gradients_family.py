@@ -244,11 +244,13 @@ def test_losses_are_aggregated_by_hand(how, expected):
 # Exactly, on the language of 27 sequences.
 
 
-def rollout_of(answers, scores, baseline=None) -> types.Rollout:
+def rollout_of(answers, scores, baseline=None, sampler=None) -> types.Rollout:
   nothing = jnp.zeros((len(answers), 4))
+  written = sequences(answers)
+  of_sampler = lambda: POLICY.evaluate({"logits": sampler}, {}, written, 1.0).logps
   return types.Rollout(
-    sequences=sequences(answers),
-    logps=nothing,
+    sequences=written,
+    logps=nothing if sampler is None else of_sampler(),
     rewards=nothing.at[:, 3].set(scores),
     truncated=jnp.zeros(len(answers), bool),
     baseline=baseline,
@@ -256,15 +258,28 @@ def rollout_of(answers, scores, baseline=None) -> types.Rollout:
 
 
 def expected_gradient(
-  module, config, logits, ref_logits, *, batch, scores=SCORES, greedy=0.0, extra=None, critic=None
+  module,
+  config,
+  logits,
+  ref_logits,
+  *,
+  batch,
+  scores=SCORES,
+  greedy=0.0,
+  extra=None,
+  critic=None,
+  sampler=None,
 ):
-  """−Σ_{y_1…y_B} π(y_1) … π(y_B) ∇ loss(y_1, …, y_B): what is climbed on average at the first update."""
+  """−Σ_{y_1…y_B} π(y_1) … π(y_B) ∇ loss(y_1, …, y_B): what is climbed on average at the first update.
+
+  With the logits of a `sampler`, it wrote the answers and not the policy.
+  """
   algorithm, frozen = module.make(POLICY), {"reference": {"logits": ref_logits}}
   extra = algorithm.init_extra({}, config) if extra is None else extra
   rows = np.array(list(itertools.product(range(27), repeat=batch)))  # [27^B, B]
 
   def gradient(answers, scores):
-    rollout = rollout_of(answers, scores, jnp.full(batch, greedy))
+    rollout = rollout_of(answers, scores, jnp.full(batch, greedy), sampler)
     params = {"logits": logits, **(critic or {})}
     annotated, _ = algorithm.annotate(params, frozen, rollout, config, extra)
 
@@ -277,7 +292,8 @@ def expected_gradient(
   gradients = jax.jit(jax.vmap(gradient))(
     jnp.asarray(enumeration.ANSWERS)[rows], jnp.asarray(scores)[rows]
   )
-  logp = log_probability(logits, config.temperature)
+  wrote = (logits, config.temperature) if sampler is None else (sampler,)
+  logp = log_probability(*wrote)
   return -jnp.tensordot(jnp.exp(jnp.sum(logp[rows], axis=1)), gradients, 1)
 
 
@@ -297,6 +313,17 @@ def test_reinforce_climbs_the_exact_gradient_whatever_the_baseline(baseline, tem
   extra = {"sum": jnp.asarray(1.4), "weight": jnp.asarray(0.7)}
   got = expected_gradient(reinforce, config, table(2), table(3), batch=1, extra=extra)
   assert_exact(got, temperature=temperature)
+
+
+@pytest.mark.parametrize("level, exact", [("none", False), ("token", False), ("sequence", True)])
+def test_answers_of_another_policy_are_corrected_exactly_as_wholes(level, exact):
+  config = reinforce.Config(
+    baseline="none", kl_coef=BETA, importance_level=level, importance_high=float("inf")
+  )
+  sampler = table(2) + 0.5 * table(5)
+  got = expected_gradient(reinforce, config, table(2), table(3), batch=1, sampler=sampler)
+  expected = exact_gradient(table(2), table(3))
+  assert bool(np.allclose(got, expected, rtol=1e-9, atol=1e-13)) is exact
 
 
 def test_the_batchs_own_mean_takes_its_share_of_the_gradient():
@@ -618,6 +645,11 @@ def test_rows_of_groups_must_divide():
   config = grpo.Config(group=3, minibatches=4)
   with pytest.raises(ValueError, match="grpo.prompts x group=6 does not split into minibatches"):
     online.assert_divides(setup, "grpo", grpo, config, online.Settings(prompts=2))
+
+
+def test_bounds_of_importance_weights_must_leave_room():
+  with pytest.raises(ValueError, match="grpo.importance_low=3.0 is not below importance_high=2.0"):
+    from_dict(grpo.Config, {"importance_level": "token", "importance_low": 3.0}, where="grpo")
 
 
 # The loop, on a model of a few thousand parameters.
