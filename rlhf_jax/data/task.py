@@ -26,6 +26,10 @@ class Settings:
   prompt_tokens: int = option(8, at_least=1)
   test_prompts: int = option(400, at_least=1)
   reviews: int = option(2500, at_least=10)  # for SFT and the reward model, the rest is the judge's
+  # Reviews: whose word a mark is: the writer's stars; or, of the text as it is cut, whether VADER's
+  # compound sentiment exceeds `vader_above`, for a cost that people have not judged.
+  labels: str = option("stars", choices=("stars", "vader"))
+  vader_above: float = option(0.8, at_least=-1, below=1)
   sft: str = ""
   feedback: str = ""
   held_out: str = ""  # feedback that the reward model is measured on
@@ -34,6 +38,12 @@ class Settings:
   # Files: the names of ordered classes, the worst first; none where they are whole numbers.
   classes: tuple[str, ...] = ()
   step_separator: str = "\n"  # Files: what joins the steps of an answer
+
+  def assert_sound(self, where: str) -> None:
+    if self.labels != "stars" and self.source != "reviews":
+      raise ValueError(
+        f"{where}.labels={self.labels!r} labels reviews, and {where}.source is {self.source!r}; leave it out."
+      )
 
 
 class LabelledTexts(NamedTuple):
