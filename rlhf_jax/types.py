@@ -127,9 +127,28 @@ class LanguageModel(NamedTuple):
     Callable  # (params, tokens, positions, segments) -> float32[B, T, D], after the final norm
   )
   unembed: Callable  # (params, hidden[..., D]) -> float32[..., V] logits; called on chunks
+  q_values: Callable  # (params["q_heads"], hidden[..., D]) -> float32[H, ..., V]; called on chunks
   init_cache: Callable  # (batch, length) -> cache
   prefill: Callable  # (params, tokens, positions, segments, cache) -> (hidden[B, T, D], cache)
   decode_step: Callable  # (params, token int32[B], cache) -> (hidden[B, D], cache)
+
+
+class Words(NamedTuple):
+  """What a policy's tree says of every token of the vocabulary, at w places of each row."""
+
+  logits: Array  # float32[B, w, V] of the language model, over the temperature and not moved by Q
+  q: Array | None  # float32[H, B, w, V], None without Q heads
+  values: Array | None  # float32[B, w], None without a value head
+
+
+class ValueHeads(NamedTuple):
+  """Which heads an algorithm learns values of tokens with; its module says so as `HEADS`."""
+
+  q: int  # Q heads
+  # Whether they are part of the policy's model and move what it writes, by `config.scale`; else they stand
+  # beside it, as a critic does.
+  acts: bool
+  v: bool = False  # a value head too
 
 
 class Policy(NamedTuple):
@@ -143,6 +162,9 @@ class Policy(NamedTuple):
   # (params, other, frozen, sequences, temperature) -> (TokenStats, TokenStats of other, float32[B, T] KL(params || other)
   # over the whole vocabulary); one trunk pass each
   compare: Callable
+  # (function, trees, frozen, sequences, temperature) -> `function(Words of each tree, tokens)`, a tree of float32[B, T],
+  # without arrays [B, T, V]; Q heads are those of the tree's model, or tree["q_heads"]
+  over_vocabulary: Callable | None = None
 
 
 class Scorer(NamedTuple):

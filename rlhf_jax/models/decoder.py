@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax import sharding
-from rlhf_jax.models import products
+from rlhf_jax.models import products, q_heads
 from rlhf_jax.types import LanguageModel, Params
 
 Array = jax.Array
@@ -95,10 +95,19 @@ def language_model(
     return final_norm(params, x)
 
   def unembed(params: Params, hidden: Array) -> Array:
-    """Logits float32[..., V] of hidden[..., D]."""
+    """Logits float32[..., V] of hidden[..., D], moved by Q heads where the tree has some."""
     if config.tied:
-      return products.matmul_transposed(hidden, params["embed"]["embedding"], dtype)
-    return products.matmul(hidden, params["unembed"]["kernel"], dtype)
+      logits = products.matmul_transposed(hidden, params["embed"]["embedding"], dtype)
+    else:
+      logits = products.matmul(hidden, params["unembed"]["kernel"], dtype)
+    if q_heads.NAME not in params:
+      return logits
+    heads = params[q_heads.NAME]
+    return q_heads.moved(logits, q_values(heads, hidden), heads["scale"])
+
+  def q_values(heads: Params, hidden: Array) -> Array:
+    """float32[H, ..., V] of hidden[..., D]."""
+    return q_heads.q_values(heads, hidden, dtype)
 
   def init_cache(batch: int, length: int) -> Cache:
     shape = (batch, config.num_kv_heads, length, config.head_dim)
@@ -143,7 +152,7 @@ def language_model(
     x, cache = prefill(params, token[:, None], cache.positions[:, None], segments[:, None], cache)
     return x[:, 0], cache
 
-  return LanguageModel(config, init, hidden, unembed, init_cache, prefill, decode_step)
+  return LanguageModel(config, init, hidden, unembed, q_values, init_cache, prefill, decode_step)
 
 
 def _once(tree):

@@ -9,9 +9,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models import heads, lora
+from rlhf_jax.models import heads, lora, q_heads
 from rlhf_jax.ops import logprobs, reward, steps
-from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer, Sequences, TokenStats
+from rlhf_jax.types import (
+  LanguageModel,
+  Params,
+  Policy,
+  Reading,
+  Scorer,
+  Sequences,
+  TokenStats,
+  Words,
+)
 
 Array = jax.Array
 
@@ -72,7 +81,32 @@ def make_policy(
       kl,
     )
 
-  return Policy(evaluate, compare)
+  def view(tree: Params, frozen: Params, temperature):
+    """What `logprobs.over_vocabulary` is to see of `tree`, a function of hidden states."""
+    weights = lora.attach(frozen.get("base", {}), tree["model"], lora_scale)
+    own = tree.get(q_heads.NAME) or weights.get(q_heads.NAME)
+    plain = {name: x for name, x in weights.items() if name != q_heads.NAME}
+
+    def words(hidden) -> Words:
+      return Words(
+        logits=model.unembed(plain, hidden).astype(jnp.float32) / temperature,
+        q=model.q_values(own, hidden) if own else None,
+        values=heads.apply_head(tree["value_head"], hidden) if "value_head" in tree else None,
+      )
+
+    return words
+
+  def over_vocabulary(function, trees, frozen, sequences: Sequences, temperature=1.0):
+    return logprobs.over_vocabulary(
+      function,
+      [trunk(tree, frozen, sequences)[0] for tree in trees],
+      sequences.tokens,
+      sequences.segments,
+      [view(tree, frozen, temperature) for tree in trees],
+      chunk=chunk,
+    )
+
+  return Policy(evaluate, compare, over_vocabulary)
 
 
 def make_scorer(

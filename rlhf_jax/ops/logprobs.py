@@ -6,7 +6,7 @@ which nothing predicts, has log-probability 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,29 @@ def compare_stats(
     return of_p, of_q, jnp.sum(p * (logp - logq), axis=-1)
 
   per_prediction = _over_chunks(stats, chunk, hidden_p[:, :-1], hidden_q[:, :-1], tokens[:, 1:])
+  return jax.tree.map(lambda x: _align(x, segments), per_prediction)
+
+
+def over_vocabulary(
+  function: Callable,
+  hidden: Sequence[Array],
+  tokens: Array,
+  segments: Array,
+  views: Sequence[Callable],
+  *,
+  chunk: int = CHUNK,
+):
+  """`function` of what several models say of every token of the vocabulary, a slice of time after the other.
+
+  `views[i]` maps `hidden[i]`, float[B, w, D] of a slice, to anything, such as logits [B, w, V]. `function` takes the tuple of
+  the views and the tokens int32[B, w] that were chosen there, and returns a tree of [B, w]; what comes back is that tree of
+  [B, T], where index t speaks of the choice of token t, and 0 where nothing chose it.
+  """
+
+  def of_slice(tokens, *hidden):
+    return function(tuple(view(h) for view, h in zip(views, hidden, strict=True)), tokens)
+
+  per_prediction = _over_chunks(of_slice, chunk, tokens[:, 1:], *(h[:, :-1] for h in hidden))
   return jax.tree.map(lambda x: _align(x, segments), per_prediction)
 
 

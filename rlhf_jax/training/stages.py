@@ -14,7 +14,7 @@ from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
-from rlhf_jax.training import answers, ensemble, offline, online, options, sampling
+from rlhf_jax.training import answers, ensemble, offline, online, options, sampling, value_heads
 from rlhf_jax.training.reference import reference_logps
 from rlhf_jax.training.setup import Setup, algorithm_module
 from rlhf_jax.types import Algorithm, Beginning, Params
@@ -173,7 +173,7 @@ def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple
     config,
     settings,
     optim,
-    params={"model": trained},
+    params=value_heads.added(setup, module, config, {"model": trained}),
     frozen=frozen,
     batches=offline.padded(
       lambda epoch: records,

@@ -67,6 +67,11 @@ def to_hf(config: Any, params: Mapping) -> dict[str, np.ndarray]:
         f"params at {entry.path} make {entry.name} of shape {array.shape}, expected {entry.shape}."
       )
     out[entry.name] = array
+  if any(path.startswith("q_heads/") for path in leaves):
+    raise ValueError(
+      "Q heads move what this policy writes, and a Hugging Face model has no place for them; write what it "
+      "was trained from instead (--stage=sft), or generate, evaluate and chat from its workdir."
+    )
   if leaves:
     raise ValueError(
       f"params hold {_some(leaves)}, which have no place in a checkpoint of a {config.model_type} model;"
