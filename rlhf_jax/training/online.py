@@ -53,37 +53,20 @@ def run(
   assert_learnable(setup)
   assert_divides(setup, stage, module, config, settings)
   assert_critic(stage, module, settings)
-  algorithm = module.make(
-    make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
-  )
-  params = {"model": trained}
-  if not critic_free(module):
-    params = _with_critic(setup, weights, trained, settings.critic)
-  tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
-  step_function = make_train_step(
-    algorithm,
-    tx,
-    epochs=config.epochs,
-    minibatches=config.minibatches,
-    accumulate=settings.accumulate,
-  )
+  params = parameters(setup, module, settings, weights, trained)
+  algorithm, tx, step_function = learner(setup, module, config, settings, optim)
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
   rewards = rewarding.Rewards(setup)
   second = getattr(module, "SECOND", None)
   collect = jax.jit(make_collect(setup, second=second))
   prompts = setup.task.prompts
-  width = examples.width_of(prompts)
-  order = setup.order(stage)
-  rows_at = lambda step: examples.batch_rows(len(prompts), settings.prompts, order, step)
   group = group_of(config)
 
   def iterate(state, step):
     jax.block_until_ready(state.params)  # so that the clock below measures the rollout alone
     clock = time.perf_counter()
-    rows = np.repeat(rows_at(step), group)  # the answers to a prompt are neighbours
-    tokens, mask = left_pad([prompts[i].tokens for i in rows], width)
-    keys = jax.random.split(jax.random.fold_in(setup.key("rollout"), step), len(tokens))
-    placed = setup.place_batch((tokens, mask, keys))
+    rows = rows_at(setup, stage, settings, step, group)
+    placed = setup.place_batch(questions(setup, rows, step))
     rollout, metrics = collect(state.params, rewards.frozen(frozen), *placed, setup.sampling)
     answered = np.repeat(rows, len(rollout.rewards) // len(rows))  # the prompt of every row
     ids = [prompts[i].id for i in answered]
@@ -114,9 +97,48 @@ def run(
     workdir=setup.workdir,
     checkpoints=Checkpoints(setup.workdir / "checkpoints" / stage),
     checkpoint_every=settings.checkpoint_every,
-    row_ids=lambda step: [prompts[i].id for i in rows_at(step)],
+    row_ids=lambda step: [prompts[i].id for i in rows_at(setup, stage, settings, step)],
   )
   return state.params
+
+
+def parameters(
+  setup: Setup, module, settings: Settings, weights: Params, trained: Params
+) -> Params:
+  """What the algorithm `module` trains: the policy `trained`, and its critic where there is one."""
+  if critic_free(module):
+    return {"model": trained}
+  return _with_critic(setup, weights, trained, settings.critic)
+
+
+def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.Settings):
+  """(algorithm, optimizer, train step) of a run; none of them depends on its seed or on floats of `config`."""
+  algorithm = module.make(
+    make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
+  )
+  tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
+  step = make_train_step(
+    algorithm,
+    tx,
+    epochs=config.epochs,
+    minibatches=config.minibatches,
+    accumulate=settings.accumulate,
+  )
+  return algorithm, tx, step
+
+
+def rows_at(setup: Setup, stage: str, settings: Settings, step: int, group: int = 1) -> np.ndarray:
+  """Which of the task's prompts are answered in `step`, by the run's seed; the `group` answers to one are neighbours."""
+  prompts = len(setup.task.prompts)
+  rows = examples.batch_rows(prompts, settings.prompts, setup.order(stage), step)
+  return np.repeat(rows, group)
+
+
+def questions(setup: Setup, rows: np.ndarray, step: int):
+  """(tokens int32[B, P], mask float32[B, P], a key a row) of the prompts `rows`, by the run's seed."""
+  prompts = setup.task.prompts
+  tokens, mask = left_pad([prompts[i].tokens for i in rows], examples.width_of(prompts))
+  return tokens, mask, jax.random.split(jax.random.fold_in(setup.key("rollout"), step), len(tokens))
 
 
 def make_collect(setup: Setup, *, second: str | None = None):
