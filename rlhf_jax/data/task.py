@@ -17,7 +17,7 @@ FILES = ("sft", "feedback", "held_out", "prompts", "test")  # fields of `Setting
 class Settings:
   """Which data, and how long."""
 
-  source: str = option("reviews", choices=("reviews", "chitchat", "files"))
+  source: str = option("reviews", choices=("reviews", "chitchat", "files", "random_walks"))
   # Of a text to train on; longer ones are cut (reviews, chitchat) or skipped (files).
   max_tokens: int = option(128, at_least=2)
   # Of a held-out review that the reward model is measured on; longer ones are cut.
@@ -38,6 +38,12 @@ class Settings:
   # Files: the names of ordered classes, the worst first; none where they are whole numbers.
   classes: tuple[str, ...] = ()
   step_separator: str = "\n"  # Files: what joins the steps of an answer
+  # Random walks: the graph, what is walked on it, and what both are drawn from.
+  nodes: int = option(21, at_least=3, at_most=52)  # a letter each
+  edge_probability: float = option(0.1, above=0, at_most=1)
+  walks: int = option(1000, at_least=10)
+  longest_walk: int = option(10, at_least=2)  # steps
+  graph_seed: int = option(0, at_least=0)
 
   def assert_sound(self, where: str) -> None:
     if self.labels != "stars" and self.source != "reviews":

@@ -7,12 +7,13 @@ are the openings of reviews.
 `held_out`, `prompts` and `test`. What their rows hold is told by their columns (`data/feedback.py`, docs/feedback.md):
 feedback may be pairs, rankings, ratings, classes, marks, corrections, marked spans or labelled steps, and is
 converted to what an algorithm learns from where it can be (`data/convert.py`).
+`random_walks`: the shortest path to a node of a graph, from walks on it with what each is worth (docs/random_walks.md).
 """
 
 from __future__ import annotations
 
 from rlhf_jax.config import suggest
-from rlhf_jax.data import from_chitchat, from_files, from_reviews
+from rlhf_jax.data import from_chitchat, from_files, from_random_walks, from_reviews
 from rlhf_jax.data.task import Settings as Settings
 from rlhf_jax.data.task import Task
 
@@ -20,6 +21,7 @@ SOURCES = {
   "reviews": from_reviews.build,
   "chitchat": from_chitchat.build,
   "files": from_files.build,
+  "random_walks": from_random_walks.build,
 }
 
 

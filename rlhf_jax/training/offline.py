@@ -13,7 +13,7 @@ from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Logps, Record
-from rlhf_jax.training import loop, optimizer
+from rlhf_jax.training import loop, optimizer, progress
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
@@ -29,6 +29,7 @@ class Settings:
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
   widths: int = option(2, at_least=1)  # of padded batches; each compiles once
+  evaluate_every: int = option(0, at_least=0)  # steps, a policy on held-out prompts; 0 is never
 
 
 class Batches(NamedTuple):
@@ -58,6 +59,7 @@ def run(
   `members` makes the optimizer and the step of one model those of several at once.
   """
   assert_divides(setup, stage, settings)
+  progress.assert_possible(setup, stage, settings.evaluate_every)
   tx = optimizer.make_optimizer(optim, batches.steps)
   tx, step_function = members(tx, make_train_step(algorithm, tx, accumulate=settings.accumulate))
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
@@ -65,6 +67,8 @@ def run(
   def iterate(state, step):
     batch = setup.place_batch(batches.at(step))
     state, metrics = train_step(state, frozen, batch, config)
+    if progress.due(settings.evaluate_every, step, batches.steps):
+      metrics = metrics | progress.measure(setup, state.params, frozen, updates=step + 1)
     return state, metrics, None
 
   return loop.run(

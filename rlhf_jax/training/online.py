@@ -16,7 +16,7 @@ from rlhf_jax.models import decoder, heads, lora
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout.generate import generate, left_pad
-from rlhf_jax.training import loop, optimizer, rewarding, sampling
+from rlhf_jax.training import loop, optimizer, progress, rewarding, sampling
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
@@ -35,6 +35,7 @@ class Settings:
   checkpoint_every: int = option(5, at_least=1)
   critic: str = option("shared", choices=("shared", "separate"))
   logged_samples: int = option(4, at_least=0)  # a step, into samples.jsonl
+  evaluate_every: int = option(0, at_least=0)  # steps, the policy on held-out prompts; 0 is never
 
 
 def run(
@@ -53,6 +54,7 @@ def run(
   assert_learnable(setup)
   assert_divides(setup, stage, module, config, settings)
   assert_critic(stage, module, settings)
+  progress.assert_possible(setup, stage, settings.evaluate_every)
   params = parameters(setup, module, settings, weights, trained)
   algorithm, tx, step_function = learner(setup, module, config, settings, optim)
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
@@ -76,6 +78,10 @@ def run(
     assert_finite_rewards(rollout, ids, stage, step + 1)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
     state, learned = train_step(state, frozen, rollout, config)
+    metrics |= learned
+    if progress.due(settings.evaluate_every, step, settings.steps):
+      updates = (step + 1) * config.epochs * config.minibatches
+      metrics |= progress.measure(setup, state.params, frozen, updates=updates)
 
     def samples() -> list[dict]:
       few = jax.device_get(jax.tree.map(lambda x: x[: settings.logged_samples], rollout))
@@ -87,7 +93,7 @@ def run(
       )
       return [{"prompt": p, "response": r, "reward": float(s)} for p, r, s in pairs]
 
-    return state, {**metrics, **learned}, samples
+    return state, metrics, samples
 
   state = loop.run(
     state,

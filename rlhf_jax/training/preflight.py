@@ -20,6 +20,7 @@ from rlhf_jax.training import (
   offline,
   online,
   options,
+  progress,
   rewarding,
   stages,
 )
@@ -117,6 +118,7 @@ def _assert_trainable(setup: Setup) -> None:
 def _assert_sft(setup: Setup) -> None:
   _, settings, _ = options.stage(setup.config, "sft")
   offline.assert_divides(setup, "sft", settings)
+  progress.assert_possible(setup, "sft", settings.evaluate_every)
   _assert_given(setup, setup.task.sft, "sft", "texts", "sft")
   rows = examples.pack(setup.task.sft, setup.data.max_tokens)
   _assert_enough("sft.batch_size", settings.batch_size, len(rows), "packed rows of text")
@@ -126,6 +128,7 @@ def _assert_feedback(setup: Setup, name: str) -> None:
   """People's feedback of the form that algorithm `name` learns from."""
   _, settings, *_ = options.stage(setup.config, name)
   offline.assert_divides(setup, name, settings)
+  progress.assert_possible(setup, name, settings.evaluate_every)
   form = algorithm_module(name).DATA
   records = setup.task.feedback(form, 0)
   _assert_given(setup, records, name, form, "feedback")
@@ -140,6 +143,7 @@ def _assert_rollouts(setup: Setup, name: str) -> None:
   config, settings, _ = options.stage(setup.config, name)
   online.assert_learnable(setup)
   online.assert_critic(name, algorithm_module(name), settings)
+  progress.assert_possible(setup, name, settings.evaluate_every)
   online.assert_divides(setup, name, algorithm_module(name), config, settings)
   _assert_prompts(setup, name, "which the policy learns to answer")
   _assert_enough(f"{name}.prompts", settings.prompts, len(setup.task.prompts), "prompts")
@@ -158,6 +162,7 @@ def _assert_offline(setup: Setup, name: str) -> None:
     )
   _, settings, _ = options.stage(setup.config, name)
   offline.assert_divides(setup, name, settings)
+  progress.assert_possible(setup, name, settings.evaluate_every)
   _assert_prompts(setup, name, f"whose sampled answers become {form}")
   most = min(sampled.prompts, len(setup.task.prompts))
   _assert_enough(f"{name}.batch_size", settings.batch_size, most, "prompts of answers.prompts")
