@@ -4,7 +4,7 @@ The config's section `variants` names each with the algorithm and options that i
 the SFT model, the reward model, sampled answers and the reference's log-probabilities, which are made
 once, in the workdir; each variant is a run in variants/NAME below it. The same command again goes on
 from the last checkpoint. At the end, and after every variant, comparison.md and comparison.png in the
-workdir show what each has reached.
+workdir show what each has reached, and curves.png how, where evaluate_every had them measured.
 
   rlhf-jax compare --config=experiments/preferences.py --workdir=runs/preferences
   rlhf-jax compare --config=experiments/preferences.py --workdir=runs/preferences --only=dpo,ipo,kto
@@ -42,5 +42,5 @@ def run(args) -> None:
       write_report(folder)
   runs = [read_comparison(folder) for folder in folders]
   print(table(runs))
-  for path in write_comparison(args.workdir, runs):
+  for path in write_comparison(args.workdir, runs, folders):
     print(path)

@@ -25,6 +25,7 @@ class Named(NamedTuple):
 
 
 NAMED = (
+  Named("Score", ("eval/score",), "the task's own check of answers to the held-out prompts, mean"),
   Named("Reward", ("rewards/mean",), "the reward model's score of the samples, mean of a batch"),
   Named(
     "KL from the reference",
@@ -83,7 +84,7 @@ class Group(NamedTuple):
 
 def stage_charts(metrics: dict[str, Series], stage: str) -> Group:
   """Every metric of the stage is drawn exactly once."""
-  named, drawn = [], {"seconds"}
+  named, drawn = [], {"seconds", "eval/updates"}  # the latter is an axis
   for item in NAMED:
     series = {name: metrics[name] for name in item.metrics if name in metrics}
     if series:

@@ -1,4 +1,7 @@
-"""Variants of one experiment side by side: `comparison.md` and `comparison.png` beside their `comparison.json`."""
+"""Variants of one experiment side by side: `comparison.md` and `comparison.png` beside their `comparison.json`.
+
+Where answers were checked, variants are ordered by their score, else by how often they win against SFT.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,39 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rlhf_jax.report import curves
 from rlhf_jax.report.picture import COLORS, INK, MUTED, heading, style
-from rlhf_jax.report.words import number, percent, percent_interval
+from rlhf_jax.report.words import interval, number, percent_interval
 
 Results = Mapping[str, Mapping[str, float]]  # variant -> what was measured
 
-HEAD = (
-  "variant",
-  "reward",
-  "KL from SFT, nats",
-  "wins against SFT, judge",
-  "wins, VADER",
-  "tokens",
-  "distinct-2",
-)
-NUMBERS = ("reward", "kl_exact", "length", "distinct_2")
+COLUMNS = {  # of the table, where any variant has it
+  "score": "score",
+  "reward": "reward",
+  "kl_exact": "KL from SFT, nats",
+  "win_rate": "wins against SFT, judge",
+  "vader_win_rate": "wins, VADER",
+  "length": "tokens",
+  "distinct_2": "distinct-2",
+}
+RATES = ("win_rate", "vader_win_rate")
 
 
 def write_comparison(
-  workdir: str | os.PathLike, found: Results | Sequence[Results]
-) -> tuple[Path, Path]:
-  """The table and the picture of `found`, or of several seeds' results."""
+  workdir: str | os.PathLike,
+  found: Results | Sequence[Results],
+  folders: Sequence[str | os.PathLike] = (),
+) -> list[Path]:
+  """The table and the picture of `found`, or of several seeds' results; and the curves of what was measured while training.
+
+  `folders` are those of the seeds, `workdir` itself where there is one.
+  """
   runs = [found] if isinstance(found, Mapping) else list(found)
   text, picture = Path(workdir) / "comparison.md", Path(workdir) / "comparison.png"
   text.write_text(table(runs) + "\n", encoding="utf-8")
   draw(runs, picture)
-  return text, picture
+  drawn = curves.write_curves(workdir, runs, folders or [workdir])
+  return [text, picture, *([drawn] if drawn else [])]
 
 
 def read_comparison(workdir: str | os.PathLike) -> Results:
@@ -49,38 +59,42 @@ def read_comparison(workdir: str | os.PathLike) -> Results:
 
 
 def table(runs: Sequence[Results]) -> str:
-  """Markdown, best win rate first: with one run each rate's 95 % interval, with several the mean and the range."""
-  names = sorted(set.intersection(*(set(run) for run in runs)), key=lambda n: _order(runs, n))
-  lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+  """Markdown, the best first: with one run 95 % intervals of scores and rates, with several the mean and the range."""
+  names = _ordered(runs)
+  columns = [c for c in COLUMNS if any(mean(runs, name, c) is not None for name in names)]
+  lines = [
+    "| " + " | ".join(["variant", *(COLUMNS[c] for c in columns)]) + " |",
+    "|---" * (1 + len(columns)) + "|",
+  ]
   for name in names:
-    means = {column: number(_mean(runs, name, column)) for column in NUMBERS}
-    rates = [_rate(runs, name, column) for column in ("win_rate", "vader_win_rate")]
-    cells = (name, means["reward"], means["kl_exact"], *rates, *list(means.values())[2:])
+    cells = [name, *(_cell(runs, name, column) for column in columns)]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 
 def draw(runs: Sequence[Results], path: Path) -> None:
-  """Win rates with their intervals, numbered from the best; and, by these numbers, the KL that they cost."""
-  names = [n for n in runs[0] if _mean(runs, n, "win_rate") is not None]
-  names.sort(key=lambda n: _order(runs, n))
+  """Scores or win rates with their intervals, numbered from the best; and, by these numbers, the KL that they cost."""
+  measure = measure_of(runs)
+  unit, even = (100, 50) if measure == "win_rate" else (1, mean(runs, "sft", measure))
+  names = [n for n in _ordered(runs) if mean(runs, n, measure) is not None]
   height = max(3.2, 0.24 * len(names) + 1.2)
   figure = Figure(figsize=(12, height), dpi=140, facecolor="white", layout="constrained")
   left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
   for axes in (left, right):
     style(axes)
   for place, name in enumerate(names, start=1):
-    rate, low, high = _bounds(runs, name, "win_rate")
-    left.plot([100 * low, 100 * high], [place, place], color=COLORS[0], linewidth=1.6)
-    left.plot(100 * rate, place, "o", color=COLORS[0], markersize=5)
-    kl = _mean(runs, name, "kl_exact")
+    value, low, high = (unit * bound for bound in _bounds(runs, name, measure))
+    left.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6)
+    left.plot(value, place, "o", color=COLORS[0], markersize=5)
+    kl = mean(runs, name, "kl_exact")
     if kl is not None:
-      right.plot(kl, 100 * rate, "o", color=COLORS[0], markersize=4)
+      right.plot(kl, value, "o", color=COLORS[0], markersize=4)
       above = dict(xytext=(3, 3), textcoords="offset points", fontsize=8, color=INK)
-      right.annotate(str(place), (kl, 100 * rate), **above)
-  even = dict(color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-  left.axvline(50, **even)
-  right.axhline(50, **even)
+      right.annotate(str(place), (kl, value), **above)
+  if even is not None:
+    dashed = dict(color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    left.axvline(even, **dashed)
+    right.axhline(even, **dashed)
   left.set_yticks(
     range(1, len(names) + 1), [f"{n}  {i}" for i, n in enumerate(names, start=1)], fontsize=8
   )
@@ -88,19 +102,34 @@ def draw(runs: Sequence[Results], path: Path) -> None:
   right.set_xscale("log")
   right.xaxis.set_major_formatter("{x:g}")
   right.tick_params(which="minor", length=0)
-  heading(left, "Wins against SFT by the TF-IDF judge, % of prompts")
+  heading(left, HEADINGS[measure])
   heading(right, "… against the KL from SFT")
   right.set_xlabel("exact KL of the policy's own answers, nats a response")
   FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _order(runs: Sequence[Results], name: str):
-  rate = _mean(runs, name, "win_rate")
-  return (rate is not None, -(rate or 0.0), name)  # SFT, which has none, first
+HEADINGS = {
+  "score": "Score by the task's own check, SFT's dashed",
+  "win_rate": "Wins against SFT by the TF-IDF judge, % of prompts",
+}
 
 
-def _mean(runs: Sequence[Results], name: str, column: str) -> float | None:
-  values = [run[name][column] for run in runs if column in run[name]]
+def measure_of(runs: Sequence[Results]) -> str:
+  """What variants are ordered by."""
+  scored = any("score" in row for run in runs for row in run.values())
+  return "score" if scored else "win_rate"
+
+
+def _ordered(runs: Sequence[Results]) -> list[str]:
+  """The variants that all runs have, SFT first, then the best."""
+  measure = measure_of(runs)
+  order = lambda name: (name != "sft", -(mean(runs, name, measure) or 0.0), name)
+  return sorted(set.intersection(*(set(run) for run in runs)), key=order)
+
+
+def mean(runs: Sequence[Results], name: str, column: str) -> float | None:
+  """Over the runs that have it, None where none has."""
+  values = [run[name][column] for run in runs if column in run.get(name, {})]
   return sum(values) / len(values) if values else None
 
 
@@ -112,7 +141,10 @@ def _bounds(runs: Sequence[Results], name: str, column: str) -> tuple[float, flo
   return sum(values) / len(values), min(values), max(values)
 
 
-def _rate(runs: Sequence[Results], name: str, column: str) -> str:
-  if _mean(runs, name, column) is None:
-    return percent(None)
-  return percent_interval(*_bounds(runs, name, column))
+def _cell(runs: Sequence[Results], name: str, column: str) -> str:
+  value = mean(runs, name, column)
+  if value is not None and column in RATES:
+    return percent_interval(*_bounds(runs, name, column))
+  if value is not None and column == "score":
+    return interval(*_bounds(runs, name, column))
+  return number(value)

@@ -24,6 +24,9 @@ SECTION = (
 )
 COLUMNS = (  # of a comparison: what is asked of each policy, and its name among the results
   "reward",
+  "score",
+  "score_low",
+  "score_high",
   "kl_exact",
   "win_rate",
   "win_rate_low",
@@ -84,8 +87,10 @@ def parse(config: Mapping[str, Any], workdir: Path) -> tuple[dict, dict[str, dic
       "'dpo': {'loss_type': 'ipo'}}}, as experiments/preferences.py does."
     )
   base = {name: value for name, value in config.items() if name != SECTION}
-  shared = {**base, "stages": [s for s in base["stages"] if s != "policy"]}
-  start = {"sft": str(workdir), "reward_model": str(workdir), "answers": str(workdir)}
+  own = ["policy"] if "reward_model" in base["stages"] else ["policy", "evaluation"]
+  shared = {**base, "stages": [s for s in base["stages"] if s not in own]}
+  made = [stage for stage in ("sft", "reward_model") if stage in shared["stages"]]
+  start = {**base.get("start", {}), **dict.fromkeys([*made, "answers"], str(workdir))}
   variants = {}
   for name, changes in given.items():
     variant = json.loads(json.dumps(base))
