@@ -23,8 +23,9 @@ ALLOWED = {
   "weights": FLOOR | {"models", "data"},
   "rollout": FLOOR,
   "algorithms": {"types", "config", "ops"},
-  "evaluation": FLOOR,
-  "training": MODELS | {"rollout", "algorithms", "evaluation"},
+  "rewards": FLOOR,
+  "evaluation": FLOOR | {"rewards"},
+  "training": MODELS | {"rollout", "rewards", "algorithms", "evaluation"},
   "report": set(),
   "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report"},
 }

@@ -14,6 +14,8 @@ from scipy import stats
 from sklearn import linear_model, pipeline
 from sklearn.feature_extraction import text as features
 
+from rlhf_jax.rewards.judges import vader as vader  # a judge too, of this kind
+
 
 class WinRate(NamedTuple):
   """Fraction of prompts won, ties half, with its 95 % interval."""
@@ -55,14 +57,6 @@ class TfidfJudge(NamedTuple):
   def score(self, texts: Sequence[str]) -> np.ndarray:
     """Probability of the higher label, float64[N]."""
     return self.model.predict_proba(list(texts))[:, 1]
-
-
-def vader(texts: Sequence[str]) -> np.ndarray:
-  """VADER's compound sentiment, float64[N] in [-1, 1] (Hutto and Gilbert, ICWSM 2014)."""
-  from vaderSentiment import vaderSentiment
-
-  analyzer = vaderSentiment.SentimentIntensityAnalyzer()
-  return np.asarray([analyzer.polarity_scores(text)["compound"] for text in texts], np.float64)
 
 
 def win_rate(scores_a, scores_b, seed: int = 0, *, resamples: int = 10_000) -> WinRate:

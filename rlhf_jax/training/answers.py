@@ -95,7 +95,8 @@ def _sample(settings: Settings, setup: Setup, frozen: Params) -> list[dict]:
     batch_size=size,
   )
   ids = [prompt.id for prompt in prompts for _ in range(settings.count)]
-  rewards = rewarding.Rewards(setup).score(frozen, written.sequences, ids, batch_size=size)
+  with rewarding.Rewards(setup, "answers") as terms:
+    rewards = terms.score(frozen, written.sequences, ids, batch_size=size)
   texts = responses(written.sequences.tokens, written.sequences.response_mask)
 
   rows = []

@@ -26,6 +26,14 @@ def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """More lines for a JSON Lines file, which is made with the first of them."""
+  lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+  if lines:
+    with naming_full_disk(path), open(path, "a", encoding="utf-8") as file:
+      file.write("".join(lines))
+
+
 def rows(path: Path) -> list[dict]:
   """The objects of a JSON Lines file that was written by `replace_rows`."""
   # Not splitlines(): text may hold U+2028 and other characters that it takes for the end of a line.

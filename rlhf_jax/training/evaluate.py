@@ -119,8 +119,8 @@ def _written(
   ids = [prompt.id for prompt in setup.task.test_prompts for _ in range(count)]
   marks = {}
   if rewarded:
-    rewards = rewarding.Rewards(setup)
-    marks["reward"] = rewards.score(frozen, written, ids, batch_size=size)
+    with rewarding.Rewards(setup, f"evaluation of {policy}") as terms:
+      marks["reward"] = terms.score(frozen, written, ids, batch_size=size)
   if setup.task.verifier is not None:
     marks["score"] = np.asarray(setup.task.verifier(ids, sampling.texts(setup, written)))
   return written, marks

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, samples.jsonl and TensorBoard events."""
+"""What a run leaves to read: metrics.jsonl, samples.jsonl, reward_errors.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from tensorboardX import SummaryWriter
 
 from rlhf_jax.training import disk
 
+REWARD_ERRORS = "reward_errors.jsonl"  # appended to by training.rewarding
+
 
 class Log:
   """Appends to the files of one stage. On resume, lines after the checkpoint's step are cut first."""
 
   def __init__(self, workdir: str | os.PathLike, stage: str, *, resume_step: int):
     self.workdir, self.stage = Path(workdir), stage
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", REWARD_ERRORS):
       _cut(self.workdir / name, stage, resume_step)
     self._metrics = open(self.workdir / "metrics.jsonl", "a", encoding="utf-8")
     self._samples = open(self.workdir / "samples.jsonl", "a", encoding="utf-8")

@@ -58,7 +58,7 @@ def run(
   params = parameters(setup, module, settings, weights, trained)
   algorithm, tx, step_function = learner(setup, module, config, settings, optim)
   state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
-  rewards = rewarding.Rewards(setup)
+  rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
   collect = jax.jit(make_collect(setup, second=second))
   prompts = setup.task.prompts
@@ -72,7 +72,7 @@ def run(
     rollout, metrics = collect(state.params, rewards.frozen(frozen), *placed, setup.sampling)
     answered = np.repeat(rows, len(rollout.rewards) // len(rows))  # the prompt of every row
     ids = [prompts[i].id for i in answered]
-    rollout, valued = rewards.add(rollout, ids)
+    rollout, valued = rewards.add(rollout, ids, step + 1)
     metrics |= valued
     jax.block_until_ready(rollout)
     assert_finite_rewards(rollout, ids, stage, step + 1)
@@ -95,16 +95,17 @@ def run(
 
     return state, metrics, samples
 
-  state = loop.run(
-    state,
-    iterate,
-    stage=stage,
-    steps=settings.steps,
-    workdir=setup.workdir,
-    checkpoints=Checkpoints(setup.workdir / "checkpoints" / stage),
-    checkpoint_every=settings.checkpoint_every,
-    row_ids=lambda step: [prompts[i].id for i in rows_at(setup, stage, settings, step)],
-  )
+  with rewards:
+    state = loop.run(
+      state,
+      iterate,
+      stage=stage,
+      steps=settings.steps,
+      workdir=setup.workdir,
+      checkpoints=Checkpoints(setup.workdir / "checkpoints" / stage),
+      checkpoint_every=settings.checkpoint_every,
+      row_ids=lambda step: [prompts[i].id for i in rows_at(setup, stage, settings, step)],
+    )
   return state.params
 
 

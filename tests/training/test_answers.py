@@ -46,11 +46,11 @@ def sampled(tiny_run):
     weights = experiment.starting_weights(setup)
     reward_params = stages.reward_model(setup, weights)
     base, _, policy = setup.starting_point(weights, "dpo")
-  return setup, {"base": base, "reference": policy}, reward_params
+  return setup, {"base": base, "reference": policy, "reward_model": reward_params}
 
 
 def test_answers_are_sampled_once_and_then_read(sampled, tmp_path, monkeypatch):
-  setup, frozen, reward_params = sampled
+  setup, frozen = sampled
   setup = setup._replace(workdir=tmp_path)
   settings = answers.Settings(prompts=6, count=3)
   with jax.set_mesh(setup.mesh):
@@ -65,7 +65,7 @@ def test_answers_are_sampled_once_and_then_read(sampled, tmp_path, monkeypatch):
 
 
 def test_a_run_can_take_the_answers_of_another(sampled, tmp_path):
-  setup, frozen, _ = sampled
+  setup, frozen = sampled
   row = {"id": "x", "prompt": [1], "answers": [{"tokens": [2], "reward": 0.0}]}
   disk.replace_rows(tmp_path / "answers.jsonl", [row])
   elsewhere = setup._replace(config={**setup.config, "start": {"answers": str(tmp_path)}})
@@ -74,7 +74,7 @@ def test_a_run_can_take_the_answers_of_another(sampled, tmp_path):
 
 
 def test_cached_log_probabilities_are_those_of_the_reference(sampled, tmp_path):
-  setup, frozen, _ = sampled
+  setup, frozen = sampled
   setup = setup._replace(workdir=tmp_path)
   texts = setup.task.sft[:5]
   with jax.set_mesh(setup.mesh):
@@ -88,7 +88,7 @@ def test_cached_log_probabilities_are_those_of_the_reference(sampled, tmp_path):
 
 
 def test_only_what_is_new_is_computed_and_only_for_this_model(sampled, tmp_path, monkeypatch):
-  setup, frozen, _ = sampled
+  setup, frozen = sampled
   setup = setup._replace(workdir=tmp_path)
   computed, compute = [], reference._compute
 
@@ -110,7 +110,7 @@ def test_only_what_is_new_is_computed_and_only_for_this_model(sampled, tmp_path,
 
 
 def test_a_damaged_cache_says_what_to_do(sampled, tmp_path):
-  setup, frozen, _ = sampled
+  setup, frozen = sampled
   setup = setup._replace(workdir=tmp_path)
   with jax.set_mesh(setup.mesh):
     reference.reference_logps(setup, frozen, setup.task.sft[:1])
