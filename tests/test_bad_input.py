@@ -7,6 +7,7 @@ is one thing a user gets wrong; most go through `experiment.train`, as the comma
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import shutil
@@ -359,6 +360,24 @@ def a_verifier_where_nothing_can_be_checked(run):
   run.train(rewards__terms=("verifier",))
 
 
+@refused("needs the package profanity_check", "pip install 'rlhf_jax[judges]'", raises=ImportError)
+def toxicity_without_its_package(run):
+  run.monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  run.train(rewards__terms=("reward_model", "toxicity"))
+
+
+@refused("custom.py:score' in rewards.terms cannot be used", "SyntaxError", "custom.py, line 1")
+def a_custom_reward_that_is_not_python(run):
+  (run.folder / "custom.py").write_text("def score(prompts, responses) return 1")
+  run.train(rewards__terms=(f"{run.folder}/custom.py:score",))
+
+
+@refused("score(texts) cannot be called with two arguments", "it takes (prompts, responses)")
+def a_custom_reward_of_one_argument(run):
+  (run.folder / "custom.py").write_text("score = lambda texts: texts")
+  run.train(rewards__terms=(f"{run.folder}/custom.py:score",))
+
+
 @refused("stage evaluation needs held-out prompts", "set data.test")
 def evaluation_without_held_out_prompts(run):
   run.train(data__test="")
@@ -437,6 +456,18 @@ option("algorithm.name", "pppo", "algorithm.name='pppo' is not an algorithm; did
 option("algorithm.name", "sft", "does not train a policy from feedback; use a2c or alphapo or")
 option("stages", ("sft", "reward"), "config.stages names 'reward'; did you mean reward_model")
 option("stages", ("sft", "evaluation"), "evaluation without reward_model or policy")
+option("rewards.terms", (), "rewards.terms is empty; name what an answer is worth")
+option("rewards.terms", ("sentimant",), "has 'sentimant'; did you mean sentiment", "PATH.py:NAME")
+option("rewards.terms", ("length", "length"), "rewards.terms has 'length' twice; add up its")
+option("rewards.terms", ("mine.py:mean",), "'mine.py:mean', whose name is a metric's; rename it")
+option("rewards.terms", ("mine.py:score",), "'mine.py' is not a file; give the path of a Python")
+option("rewards.terms", ("no.module:score",), "No module named 'no'")
+option("rewards.terms", ("format",), "which goes by rewards.format_pattern; set that")
+option("rewards.length_target", 9, "rewards.length_target has no effect", "leave it out")
+option("rewards", dict(terms=("format",), format_pattern="("), "'(' is not a regular expression")
+option("rewards.weights", (1, 2), "rewards.weights has 2 numbers for 1 terms")
+option("rewards.weights", ("1",), "rewards.weights has '1', which is not a finite number")
+option("rewards.timeout", 0, "rewards.timeout=0.0 should be greater than 0")
 option("stages", ("sft", "policy"), "ppo needs a reward model: add reward_model to config.stages")
 option("rollouts", {}, "config.rollouts is not a section; did you mean rollout")
 option("sft", 3, "config.sft=3 should be a section with fields")

@@ -150,7 +150,7 @@ def assert_computable(setup: Setup) -> None:
     try:
       function.start()
     except Failed as failed:
-      raise ValueError(f"rewards.terms has {term!r}, which cannot be used: {failed}") from failed
+      raise ValueError(f"{term!r} in rewards.terms cannot be used: {failed}") from failed
     finally:
       function.close()
 
