@@ -48,6 +48,10 @@ class Scored:
   truncation: str = option("score", choices=("score", "fixed_score", "penalty", "mask"))
   truncation_score: float = option(-1.0)
   truncation_penalty: float = option(1.0, at_least=0)
+  # A response that stops by itself before `min_tokens` gets `short_score` instead of its score, as
+  # OpenAI scored texts without a full stop where one was due (arXiv:1909.08593).
+  min_tokens: int = option(0, at_least=0)
+  short_score: float = option(-1.0)
   temperature: float = option(1.0, above=0)  # of the sampler and the learner alike
   max_new_tokens: int = option(48, at_least=1)  # of the sampler
 
@@ -58,7 +62,10 @@ class Common(Scored):
 
   kl_coef: float = option(0.05, at_least=0)  # β
   entropy_coef: float | None = option(None, at_least=0)  # None leaves its gradient uncomputed
-  stop_kl: float | None = option(None, above=0)  # KL(old || new) a token that ends an update early
+  # The updates of a batch end with one whose KL(old || new) a token, or mean ratio, exceeds these. TRL skips such a
+  # minibatch (its `ratio_threshold`, 10) and goes on to the next.
+  stop_kl: float | None = option(None, above=0)
+  stop_ratio: float | None = option(None, above=1)
   # Advantages weigh π_old / π_sampler, of tokens or whole answers, where another policy or precision wrote
   # (`ops/importance.py`); truncated at the bounds, or 0 outside them.
   importance_level: str = option("none", choices=("none", *importance.LEVELS))
@@ -102,6 +109,7 @@ class Seen(NamedTuple):
   learned: Array  # float32[B, T], 1 where it is learned from
   rollout: Rollout
   values: Array | None = None  # float32[B, T]
+  exact_kl: Array | None = None  # float32[B, T], over the whole vocabulary
 
   @property
   def kl(self) -> Array:
@@ -117,8 +125,11 @@ class Seen(NamedTuple):
     return stats.masked(jnp.broadcast_to(advantages[:, None], self.chosen.shape), self.chosen)
 
 
-def shaped_score(scores: Array, truncated: Array, config: Scored) -> Array:
-  """The score after clipping and the rule for cut responses, float32[B]."""
+def shaped_score(scores: Array, lengths: Array, truncated: Array, config: Scored) -> Array:
+  """The score after clipping and the rules for responses that are too short or cut, float32[B].
+
+  `lengths` float32[B] counts each response's tokens.
+  """
   if config.reward_clip is not None:
     scores = jnp.clip(scores, -config.reward_clip, config.reward_clip)
   cut = {
@@ -126,8 +137,10 @@ def shaped_score(scores: Array, truncated: Array, config: Scored) -> Array:
     "fixed_score": jnp.full_like(scores, config.truncation_score),
     "penalty": scores - config.truncation_penalty,
     "mask": scores,
+    "bootstrap": jnp.zeros_like(scores),
   }[config.truncation]
-  return jnp.where(truncated, cut, scores)
+  short = ~truncated & (lengths < config.min_tokens)
+  return jnp.where(truncated, cut, jnp.where(short, config.short_score, scores))
 
 
 def reinforce_advantages(seen: Seen, config: Config, extra) -> tuple[Array, dict]:
@@ -235,13 +248,14 @@ def look(
   raw = stats.row_sum(rollout.rewards, mask)
   cut = rollout.truncated if config.truncation == "mask" else jnp.zeros_like(rollout.truncated)
   seen = Seen(
-    scores=shaped_score(raw, rollout.truncated, config),
+    scores=shaped_score(raw, jnp.sum(mask, axis=-1), rollout.truncated, config),
     logps=new.logps,
     ref_logps=ref.logps,
     chosen=mask,
     learned=jnp.where(cut[:, None], 0.0, mask),
     rollout=rollout,
     values=new.values,
+    exact_kl=exact_kl,
   )
   one = jnp.ones((), jnp.float32)
   mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))

@@ -33,9 +33,9 @@ class Config(reinforce.Common):
 
 def remax_advantages(seen: reinforce.Seen, config: Config, extra) -> tuple[Array, dict]:
   """The rewards to come less the greedy answer's, float32[B, T]."""
-  greedy = reinforce.shaped_score(
-    seen.rollout.baseline, jnp.zeros_like(seen.rollout.truncated), config
-  )
+  raw, cut = seen.rollout.baseline, seen.rollout.truncated
+  # Clipped alone: a baseline needs no rule for answers that are cut or too short.
+  greedy = reinforce.shaped_score(raw, jnp.full_like(raw, jnp.inf), jnp.zeros_like(cut), config)
   rewards = returns.at_last(seen.scores - greedy, seen.chosen) - config.kl_coef * seen.kl
   nothing = jnp.zeros_like(rewards)
   to_come = returns.gae(rewards, nothing, seen.chosen, nothing[:, 0], gamma=1.0, lambda_=1.0)

@@ -61,6 +61,34 @@ def batch_mean(values: Array) -> Mean:
   return Mean(jnp.sum(values), jnp.asarray(values.size, jnp.float32))
 
 
+class Moments(NamedTuple):
+  """Of all numbers seen so far, float32[] each."""
+
+  count: Array
+  mean: Array
+  var: Array  # biased
+
+  @classmethod
+  def none(cls) -> Moments:
+    return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+  @classmethod
+  def of(cls, values: Array) -> Moments:
+    return cls(jnp.asarray(values.size, jnp.float32), jnp.mean(values), jnp.var(values))
+
+  def and_of(self, others: Moments) -> Moments:
+    """Of both together (Chan, Golub and LeVeque, 1979)."""
+    count = self.count + others.count
+    share = others.count / jnp.maximum(count, 1.0)
+    difference = others.mean - self.mean
+    within = (1.0 - share) * self.var + share * others.var
+    return Moments(
+      count,
+      self.mean + share * difference,
+      within + share * (1.0 - share) * jnp.square(difference),
+    )
+
+
 def explained_variance(predictions: Array, targets: Array, mask: Array) -> Array:
   """1 − Var(targets − predictions) / Var(targets) over the mask, float32[]: 1 is perfect, 0 the mean."""
   residual = masked_var(targets - predictions, mask)

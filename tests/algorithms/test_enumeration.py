@@ -144,7 +144,7 @@ def test_ppo_climbs_the_exact_gradient_of_reward_less_kl(critic, temperature):
   config = ppo.Config(
     kl_coef=BETA,
     gae_lambda={"arbitrary": 1.0, "exact": 0.5}[critic],
-    whiten_advantages=False,
+    whiten_advantages="none",
     temperature=temperature,
   )
   got = expected_ppo_gradient({"logits": logits, "values": values}, ref_logits, config)
@@ -156,7 +156,7 @@ def test_ppo_climbs_the_exact_gradient_of_reward_less_kl(critic, temperature):
 def test_ppo_stands_still_at_the_regularised_optimum():
   ref_logits = table(3)
   params = {"logits": logits_of(regularised_optimum(ref_logits)), "values": jnp.zeros(13)}
-  config = ppo.Config(kl_coef=BETA, gae_lambda=1.0, whiten_advantages=False)
+  config = ppo.Config(kl_coef=BETA, gae_lambda=1.0, whiten_advantages="none")
   got = expected_ppo_gradient(params, ref_logits, config)
   np.testing.assert_allclose(got, np.zeros((13, 3)), atol=1e-14)
 

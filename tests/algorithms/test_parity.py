@@ -121,7 +121,7 @@ def shaped_reward(x, *, kl_coef, reward_clip):
     bootstrap=jnp.zeros(len(x["mask"])),
   )
   config = ppo.Config(
-    kl_coef=kl_coef, reward_clip=reward_clip, gae_lambda=0.0, whiten_advantages=False
+    kl_coef=kl_coef, reward_clip=reward_clip, gae_lambda=0.0, whiten_advantages="none"
   )
   params = {"logps": x["logps"], "values": jnp.zeros_like(x["mask"])}
   frozen = {"reference": {"logps": x["ref_logps"]}}

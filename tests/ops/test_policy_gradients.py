@@ -17,18 +17,18 @@ SURROGATES = [
 
 
 def surrogate(logps, old_logps, advantages):
-  return policy_gradients.clipped_surrogate(logps, old_logps, advantages, clip_eps=0.2)
+  return policy_gradients.surrogate(logps - old_logps, advantages, low=0.2, high=0.2)
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "loss", "gone"), SURROGATES)
-def test_clipped_surrogate_by_hand(ratio, advantage, loss, gone):
+def test_the_surrogate_by_hand(ratio, advantage, loss, gone):
   old_logps = jnp.asarray([[-1.25]])
   logps, advantages = old_logps + jnp.log(ratio), jnp.asarray([[advantage]])
   np.testing.assert_allclose(surrogate(logps, old_logps, advantages), [[loss]], rtol=1e-6)
   gradient = jax.grad(lambda x: jnp.sum(surrogate(x, old_logps, advantages)))(logps)
   expected = 0.0 if gone else -ratio * advantage
   np.testing.assert_allclose(gradient, [[expected]], rtol=1e-6)
-  clipped = policy_gradients.is_clipped(logps, old_logps, advantages, clip_eps=0.2)
+  clipped = policy_gradients.is_outside(logps - old_logps, advantages, low=0.2, high=0.2)
   np.testing.assert_array_equal(clipped, [[float(gone)]])
 
 
@@ -37,7 +37,7 @@ def test_the_clip_fraction_counts_exactly_the_vanished_gradients():
   old_logps, advantages = rng.normal(size=(2, 3, 11)).astype(np.float32)
   logps = (old_logps + rng.normal(0, 0.4, (3, 11))).astype(np.float32)
   gradient = jax.grad(lambda x: jnp.sum(surrogate(x, old_logps, advantages)))(logps)
-  clipped = policy_gradients.is_clipped(logps, old_logps, advantages, clip_eps=0.2)
+  clipped = policy_gradients.is_outside(logps - old_logps, advantages, low=0.2, high=0.2)
   np.testing.assert_array_equal(clipped, gradient == 0)
   assert 0 < np.mean(clipped) < 1
 
@@ -65,3 +65,17 @@ def test_a_wide_clip_leaves_the_squared_error():
   values, old, target = np.random.default_rng(1).normal(size=(3, 2, 5)).astype(np.float32)
   got = policy_gradients.clipped_value_loss(values, old, target, clip_eps=1e6)
   np.testing.assert_allclose(got, 0.5 * np.square(values - target), rtol=1e-6)
+
+
+def test_without_a_clip_it_is_the_squared_error_and_nothing_is_clipped():
+  values, old, target = np.random.default_rng(1).normal(size=(3, 2, 5)).astype(np.float32)
+  args = dict(values=values, old_values=old, returns=target, clip_eps=None)
+  got = policy_gradients.clipped_value_loss(**args)
+  np.testing.assert_allclose(got, 0.5 * np.square(values - target), rtol=1e-6)
+  np.testing.assert_array_equal(policy_gradients.is_value_clipped(**args), np.zeros((2, 5)))
+
+
+def test_a_value_is_clipped_where_the_clipped_square_is_the_larger():
+  for value, old, target, _, gradient in VALUES:
+    clipped = policy_gradients.is_value_clipped(value, old, target, clip_eps=0.5)
+    np.testing.assert_array_equal(clipped, gradient == 0.0)
