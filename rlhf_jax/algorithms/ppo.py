@@ -156,6 +156,7 @@ PRESETS = {
 
 @hyperparameters
 class Config(reinforce.Common):
+  PRESETS = PRESETS
   preset: str = option("none", choices=("none", *PRESETS))
   learning_rate: float = option(1e-5, above=0)
   epochs: int = option(4, at_least=1)  # passes over each batch of rollouts
@@ -215,23 +216,23 @@ class Config(reinforce.Common):
     high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
     return {"low": self.clip_eps, "high": high}
 
+  def for_run(self, where: str, *, steps: int, episodes: int) -> Config:
+    """With what depends on a run's length: `steps` of `episodes` each.
 
-def for_run(config: Config, *, steps: int, episodes: int) -> Config:
-  """`config` with what depends on the length of a run: `steps` of `episodes` each.
-
-  Raises ValueError for a horizon so short that one step could turn the KL coefficient negative.
-  """
-  if config.kl_target is None:
-    return config
-  horizon = config.kl_horizon
-  if horizon is None:
-    horizon = float(episodes * max(steps / 50, 2 * config.kl_error_clip))
-  if config.kl_error_clip * episodes >= horizon:
-    raise ValueError(
-      f"ppo.kl_horizon={horizon} is too short for {episodes} episodes a step, whose error of up to "
-      f"{config.kl_error_clip} could turn kl_coef negative; set it above {config.kl_error_clip * episodes:g}."
-    )
-  return dataclasses.replace(config, kl_horizon=horizon)
+    Raises ValueError for a horizon so short that one step could turn the KL coefficient negative.
+    """
+    if self.kl_target is None:
+      return self
+    horizon = self.kl_horizon
+    if horizon is None:
+      horizon = float(episodes * max(steps / 50, 2 * self.kl_error_clip))
+    least = self.kl_error_clip * episodes
+    if horizon <= least:
+      raise ValueError(
+        f"{where}.kl_horizon={horizon} is so short that one step of {episodes} episodes, whose error counts up to "
+        f"{self.kl_error_clip}, could turn kl_coef negative; set it above {least:g}."
+      )
+    return dataclasses.replace(self, kl_horizon=horizon)
 
 
 @struct.dataclass
@@ -267,7 +268,7 @@ def make(policy: Policy) -> Algorithm:
 
   def init_extra(params, config):
     if config.kl_target is not None and config.kl_horizon is None:
-      raise ValueError("ppo.kl_horizon=None depends on the run; make the config by ppo.for_run.")
+      raise ValueError("ppo.kl_horizon=None depends on the run; make the config by its `for_run`.")
     extra = {"kl_coef": jnp.asarray(config.kl_coef, jnp.float32)}
     if config.scale_rewards == "running":
       extra["scores"] = stats.Moments.none()
@@ -410,8 +411,8 @@ def make(policy: Policy) -> Algorithm:
         coefficient = jnp.where(warm, coefficient, extra["kl_coef"])
       extra["kl_coef"] = coefficient
     if config.scale_rewards == "running":
-      std = metrics["rewards/std"]
-      batch = stats.Moments(metrics["rollout/episodes"], metrics["rewards/mean"], jnp.square(std))
+      count = metrics["rollout/episodes"]
+      batch = stats.Moments(count, metrics["scale/mean"], metrics["scale/var"])
       extra["scores"] = extra["scores"].and_of(batch)
     if config.critic_warmup:
       extra["iteration"] = extra["iteration"] + 1
@@ -434,7 +435,9 @@ def _scaled(rollout: Rollout, config: Config, extra) -> tuple[Rollout, dict[str,
   return rollout.replace(rewards=rollout.rewards / scale), {
     "rewards/mean": stats.batch_mean(scores),
     "rewards/std": Mean(jnp.std(scores), one),
-    "rewards/scale": Mean(scale, one),
+    "scale/mean": stats.batch_mean(scores),
+    "scale/var": Mean(jnp.var(scores), one),
+    "scale/divisor": Mean(scale, one),
   }
 
 

@@ -83,7 +83,7 @@ AGGREGATIONS = {
   # over responses, of each one's sum
   "sum": lambda losses, mask, length: stats.batch_mean(stats.row_sum(losses, mask)),
   # the same, divided by the longest response that could be: the scale of a mean without its bias
-  "fixed_length": lambda losses, mask, length: stats.batch_mean(
-    stats.row_sum(losses, mask) / length
+  "fixed_length": lambda losses, mask, length: stats.Mean(
+    jnp.sum(stats.row_sum(losses, mask)), jnp.asarray(mask.shape[0] * length, jnp.float32)
   ),
 }

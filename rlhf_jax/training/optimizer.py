@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rlhf_jax.config import hyperparameters, option
 
+
+def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam as TensorFlow 1 computes it, which OpenAI's early curves need (arXiv:1412.6980, end of section 2).
+
+    √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε)
+
+  ε is outside the bias correction: in the first steps it weighs more, by 1 / √(1 − β₂ᵗ), than in `optax.scale_by_adam`.
+  """
+  plain = optax.scale_by_adam(b1, b2, eps)
+
+  def update(gradients, state, params=None):
+    _, state = plain.update(gradients, state, params)
+    count = state.count.astype(jnp.float32)
+    scale = jnp.sqrt(1.0 - b2**count) / (1.0 - b1**count)
+    direction = lambda m, v: scale * m / (jnp.sqrt(v) + eps)
+    return jax.tree.map(direction, state.mu, state.nu), state
+
+  return optax.GradientTransformation(plain.init, update)
+
+
 DIRECTIONS = {
   "adamw": lambda s: optax.scale_by_adam(s.b1, s.b2, s.eps),
+  "adam_tf": lambda s: scale_by_adam_tf(s.b1, s.b2, s.eps),
   "lion": lambda s: optax.scale_by_lion(s.b1, s.b2),
   "sgd": lambda s: optax.trace(decay=s.b1),
 }
@@ -28,8 +50,8 @@ class Settings:
   schedule: str = option("linear", choices=tuple(SCHEDULES))
   warmup: float = option(0.0, at_least=0, below=1)  # fraction of all updates
   b1: float = option(0.9, at_least=0, below=1)  # momentum
-  b2: float = option(0.95, at_least=0, below=1)  # adamw and lion
-  eps: float = option(1e-8, above=0)  # adamw
+  b2: float = option(0.95, at_least=0, below=1)  # adamw, adam_tf and lion
+  eps: float = option(1e-8, above=0)  # adamw and adam_tf
   weight_decay: float = option(0.0, at_least=0)  # on matrices
   clip_norm: float | None = option(1.0, above=0)
 

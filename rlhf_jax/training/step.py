@@ -10,6 +10,9 @@ import optax
 
 from rlhf_jax.types import Algorithm, Mean, TrainState
 
+# The options of an algorithm that end a batch's updates early, and the metric that each bounds.
+STOP_RULES = {"stop_kl": "policy/approx_kl", "stop_ratio": "policy/ratio"}
+
 
 def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
   """A fresh state at step 0. `params` and `key` are taken as they are."""
@@ -44,8 +47,8 @@ def make_train_step(
   The batch's rows are permuted anew in each of `epochs` passes and learned from in `minibatches`
   parts, an optimizer update each. `accumulate` splits every part once more, to save memory: the
   gradient stays that of the whole part, since losses are kept as sum and count until the end.
-  Metrics are dicts of `Mean`. With a `config.stop_kl`, updates cease once a part's
-  `policy/approx_kl` exceeds it.
+  Metrics are dicts of `Mean`. With a `config.stop_kl` or `config.stop_ratio`, updates cease once a part's
+  `policy/approx_kl` or `policy/ratio` exceeds it.
   """
 
   def learn(state: TrainState, frozen, batch, config):
@@ -58,7 +61,11 @@ def make_train_step(
     return state.replace(params=params, opt_state=opt_state), metrics
 
   def learn_in_parts(state: TrainState, frozen, batch, config):
-    stop_kl = getattr(config, "stop_kl", None)
+    limits = {
+      metric: getattr(config, rule)
+      for rule, metric in STOP_RULES.items()
+      if getattr(config, rule, None) is not None
+    }
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
@@ -67,7 +74,7 @@ def make_train_step(
     def one(carry, rows):
       state, stopped = carry
       part = jax.tree.map(lambda x: x[rows], batch)
-      if stop_kl is None:
+      if not limits:
         state, metrics = learn(state, frozen, part, config)
         return (state, stopped), metrics
       nothing = jax.tree.map(
@@ -76,7 +83,8 @@ def make_train_step(
       state, metrics = jax.lax.cond(
         stopped, lambda: (state, nothing), lambda: learn(state, frozen, part, config)
       )
-      stopped |= metrics["policy/approx_kl"].value > config.stop_kl
+      for metric, limit in limits.items():
+        stopped |= metrics[metric].value > limit
       metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
       return (state, stopped), metrics
 

@@ -1,7 +1,8 @@
-"""Group advantages and policy losses against the reference libraries' own numbers, in value and gradient.
+"""Group advantages, PPO's details and policy losses against the reference libraries' own numbers, in value and gradient.
 
 `tests/golden/rl_*.json` holds more than is compared here: losses that are not ours (SAPO, VESPO, GMPO, ILQL, ...) wait
-there for theirs. What is left out of a kind that is compared is named in `differs`, with the reason.
+there for theirs. What is left out of a kind that is compared is named in `differs`, with the reason. TRL, verl and trlx
+whiten by a variance over n − 1, where ours, OpenAI's, is over n: the comparison converts.
 """
 
 import json
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_parity
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import grpo, reinforce, rloo
-from rlhf_jax.ops import kl, policy_gradients
+from rlhf_jax.algorithms import grpo, ppo, reinforce, rloo
+from rlhf_jax.ops import kl, policy_gradients, stats
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-FILES = ("rl_trl_1_16", "rl_verl", "rl_openrlhf", "rl_tunix")
+FILES = ("rl_trl_1_16", "rl_verl", "rl_openrlhf", "rl_tunix", "rl_trl_1_12", "rl_trlx")
 TOLERANCE = 2e-6  # of the largest entry; TRL's advantages are float32 themselves
 SCALES = {"group": "group_std", "batch": "batch_std", "none": "none"}
 
@@ -77,7 +79,149 @@ def grpo_loss(x, *, clip_eps_low, clip_eps_high, aggregation, ratio="token", **s
   return {"mean_loss": mean, "gradient": {"logps": gradient}}
 
 
-OURS = {"group_advantages": group_advantages, "grpo": grpo_loss}
+def unbiased(whitened, mask, shift_mean=True):
+  """Values whitened by the variance over n, as if by that over n − 1."""
+  n = jnp.sum(mask)
+  mean = 0.0 if shift_mean else stats.masked_mean(whitened, mask)
+  return stats.masked((whitened - mean) * jnp.sqrt((n - 1) / n) + mean, mask)
+
+
+def whiten(x, *, variance, shift_mean, eps):
+  whitened = stats.whiten(x["values"], x["mask"], shift_mean=shift_mean, epsilon=eps)
+  return {"whitened": unbiased(whitened, x["mask"], shift_mean)}
+
+
+def gae(x, *, gamma, lambda_, whiten=False, variance=None):
+  found = test_parity.gae(x, gamma=gamma, lambda_=lambda_)
+  if whiten:
+    found["advantages"] = unbiased(stats.whiten(found["advantages"], x["mask"]), x["mask"])
+  return found
+
+
+def longer_rollout(x):
+  """(rollout, params, reference) of responses with `lengths`, of which the longest are cut; with room for a token after."""
+  lengths, T = x["lengths"], x["logps"].shape[1]
+  mask = (jnp.arange(T)[None] < lengths[:, None]).astype(jnp.float32)
+  rows = types.Sequences.from_mask(jnp.ones(mask.shape, jnp.int32), mask, mask)
+  last = jnp.arange(T)[None] == lengths[:, None] - 1
+  rollout = types.Rollout(
+    sequences=rows,
+    logps=x["logps"],
+    rewards=jnp.where(last, x["scores"][:, None], 0.0),
+    truncated=lengths == T,
+  )
+  widen = lambda values: jnp.pad(values, ((0, 0), (0, 1)))
+  params = {"logps": widen(x["logps"]), "values": widen(x.get("values", 0.0 * mask))}
+  return rollout, params, {"reference": {"logps": widen(x["ref_logps"])}}
+
+
+def annotated(x, config):
+  """PPO's batch, and the mask of tokens and of the place after each response that ended."""
+  rollout, params, frozen = longer_rollout(x)
+  algorithm = ppo.make(test_parity.TABLE_POLICY)
+  extra = algorithm.init_extra(params, config)
+  batch, _ = algorithm.annotate(params, frozen, rollout, config, extra)
+  return batch, batch.end.put(batch.sequences.response_mask, batch.end.weight)
+
+
+def ppo_rewards(x, *, kl_coef, kl_estimator, whiten_rewards, **_):
+  """With values 0 and λ = 0 advantages are the rewards of tokens; that after the last token is its target."""
+  config = ppo.Config(
+    kl_coef=kl_coef,
+    kl_estimator=kl_estimator,
+    reward_at="after_last",
+    whiten_rewards="scale" if whiten_rewards else "none",
+    whiten_advantages="none",
+    gamma=1e-30,  # 0 is out of range
+    gae_lambda=0.0,
+  )
+  batch, steps = annotated(x, config)
+  rewards = batch.end.put(batch.advantages, batch.end.returns)
+  if whiten_rewards:
+    rewards = unbiased(rewards, steps, shift_mean=False)
+  return {"rewards": rewards[:, :-1]}
+
+
+def ppo_advantages(x, *, kl_coef, gamma, lambda_, **_):
+  config = ppo.Config(kl_coef=kl_coef, gamma=gamma, gae_lambda=lambda_, reward_at="after_last")
+  batch, _ = annotated(x, config)
+  advantages = unbiased(batch.advantages, batch.sequences.response_mask)
+  targets = batch.end.put(batch.returns, batch.end.returns)
+  return {"advantages": advantages[:, :-1], "returns": targets[:, :-1]}
+
+
+def ppo_loss(x, *, value_coef, **settings):
+  """The whole loss; what a case has nothing to say about is zero."""
+  config = ppo.Config(
+    clip_eps=settings["clip_eps_low"],
+    clip_eps_high=settings["clip_eps_high"],
+    dual_clip=settings["dual_clip"],
+    aggregation=settings["aggregation"],
+    max_new_tokens=settings.get("length", 10),
+    value_clip_eps=settings.get("value_clip_eps"),
+    value_coef=value_coef,
+  )
+  learned = {name: x.get(name, jnp.zeros_like(x["mask"])) for name in ("logps", "values")}
+
+  def loss(learned):
+    terms, metrics = test_parity.ppo_terms(learned, x, config)
+    return sum(term.value for term in terms.values()), metrics
+
+  (mean, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(learned)
+  return {"mean_loss": mean, "gradient": gradient}, metrics
+
+
+def ppo_joint(x, **settings):
+  return ppo_loss(x, **settings)[0]
+
+
+def ppo_policy(x, **settings):
+  found, metrics = ppo_loss(x, value_coef=0.0, **settings)
+  return found | {"clip_fraction": metrics["policy/clip_fraction"].value}
+
+
+def ppo_value(x, *, clip_eps, aggregation):
+  nothing = dict(clip_eps_low=0.2, clip_eps_high=0.2, dual_clip=None)
+  found, metrics = ppo_loss(
+    x, value_coef=1.0, value_clip_eps=clip_eps, aggregation=aggregation, **nothing
+  )
+  return found | {"clip_fraction": metrics["value/clip_fraction"].value}
+
+
+def kl_penalty(x, *, estimator, clamp, **_):
+  """The mean over tokens is what is differentiated."""
+
+  def mean(logps):
+    found = kl.penalty(estimator, logps, x["ref_logps"], clamp=clamp)
+    return jnp.mean(found), found
+
+  gradient, found = jax.grad(mean, has_aux=True)(x["logps"])
+  return {"kl": found, "gradient": {"logps": gradient}}
+
+
+def aggregate(x, *, aggregation, length=None):
+  function = policy_gradients.AGGREGATIONS[aggregation]
+  mean = lambda losses: function(losses, x["mask"], length).value
+  found, gradient = jax.value_and_grad(mean)(x["losses"])
+  return {"mean_loss": found, "gradient": {"losses": gradient}}
+
+
+OURS = {
+  "group_advantages": group_advantages,
+  "grpo": grpo_loss,
+  "gae": gae,
+  "whiten": whiten,
+  "ppo_rewards": ppo_rewards,
+  "ppo_advantages": ppo_advantages,
+  "ppo_loss": ppo_joint,
+  "ppo_policy": ppo_policy,
+  "ppo_value": ppo_value,
+  "kl_penalty": kl_penalty,
+  "aggregate": aggregate,
+}
+WITHOUT_EMPTY = (
+  "leaves responses without tokens out of a mean over responses; TRL and we count them as 0"
+)
 
 
 def differs(library: str, case: dict) -> str | None:
@@ -87,19 +231,26 @@ def differs(library: str, case: dict) -> str | None:
     if s["method"] not in ("grpo", "dr_grpo", "rloo") or np.ndim(x["rewards"]) != 2:
       return "another estimator"
     return None
+  if case["kind"] == "kl_penalty":
+    if s["estimator"] not in kl.KL_ESTIMATORS:
+      return "another estimator: the absolute log-ratio"
+    if s["unbiased_gradient"]:
+      return "the value of one estimator with the gradient of k2; ours is to ask for k2"
+    return None
+  if s.get("aggregation", "token") not in policy_gradients.AGGREGATIONS or "level" in s:
+    return "another aggregation"
+  empty = "mask" in x and np.any(np.sum(x["mask"], axis=1) == 0)
+  if case["kind"] == "aggregate":
+    return WITHOUT_EMPTY if empty and s["aggregation"] != "token" else None
+  if case["kind"] != "grpo":
+    return None
   if s.get("loss_type", "clip") not in ("clip", "cispo") or "off_policy_threshold" in s:
     return "another loss"
-  if s["aggregation"] not in policy_gradients.AGGREGATIONS or "level" in s:
-    return "another aggregation"
   if s.get("ratio", "token") not in ("token", "sequence", "sequence_sum"):
     return "GSPO-token, whose gradient is GSPO's where a response has one advantage"
   if s.get("kl_estimator", "k3") not in kl.KL_ESTIMATORS or s.get("kl_unbiased_gradient"):
     return "another estimator of KL, or a gradient of its own for it"
-  if np.any(np.sum(x["mask"], axis=1) == 0) and not library.startswith("trl"):
-    return (
-      "leaves responses without tokens out of a mean over responses; TRL and we count them as 0"
-    )
-  return None
+  return WITHOUT_EMPTY if empty and not library.startswith("trl") else None
 
 
 def cases():
