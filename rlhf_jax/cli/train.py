@@ -57,18 +57,26 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def results_table(results: dict[str, float]) -> str:
-  """One line a policy: its reward, its KL from the SFT model in nats, and how often it beats that."""
+  """One line a policy: its reward, its cost if there is one, its KL from the SFT model in nats, and how often it beats that."""
   from rlhf_jax.report.tables import bounds_of, policies_of
 
-  rows = [("policy", "reward", "KL", "wins against SFT [95 % interval]")]
-  for policy in policies_of(results):
-    reward, kl = (results.get(f"{policy}/{name}") for name in ("reward", "kl"))
+  columns = {"reward": "reward", "cost": "cost", "kl": "KL"}
+  policies = policies_of(results)
+  shown = [
+    name for name in columns if name != "cost" or any(f"{p}/cost" in results for p in policies)
+  ]
+  rows = [("policy", *(columns[name] for name in shown), "wins against SFT [95 % interval]")]
+  for policy in policies:
     rate, low, high = bounds_of(results, f"{policy}/win_rate")
     wins = "" if rate is None else f"{rate:.3f} [{low:.3f}, {high:.3f}]"
-    rows.append((policy, _number(reward), _number(kl), wins))
+    rows.append((policy, *(_number(results.get(f"{policy}/{name}")) for name in shown), wins))
   if len(rows) == 1:
     return ""
-  return "\n".join(f"{name:<12}{reward:>8}{kl:>8}   {wins}" for name, reward, kl, wins in rows)
+  width = max(12, *(len(row[0]) + 2 for row in rows))
+  line = lambda name, *numbers, wins: (
+    f"{name:<{width}}{''.join(f'{n:>8}' for n in numbers)}   {wins}"
+  )
+  return "\n".join(line(*row[:-1], wins=row[-1]) for row in rows)
 
 
 def _number(value: float | None) -> str:

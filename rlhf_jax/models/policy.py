@@ -175,6 +175,24 @@ def make_scorer(
   return Scorer(combined, mean(outputs), mean(tokens))
 
 
+def as_probability(scorer: Scorer) -> Scorer:
+  """`scorer` with σ of what its head says as its score: the probability that its likelihood gives.
+
+  Gain and bias are left out, which are there to compare rewards and belong to no likelihood.
+  """
+
+  def plain(params: Params) -> Params:
+    params = {name: x for name, x in params.items() if name != "normalization"}
+    if "members" in params:
+      params["members"] = plain(params["members"])
+    return params
+
+  def score(params, frozen, sequences: Sequences) -> Array:
+    return jax.nn.sigmoid(scorer.score(plain(params), frozen, sequences))
+
+  return scorer._replace(score=score)
+
+
 def _normalized(params: Params, scores: Array) -> Array:
   gain_and_bias = params.get("normalization")
   if gain_and_bias is None:

@@ -60,6 +60,7 @@ def policy_table(results: dict[str, float]) -> Table:
   policies = policies_of(results)
   columns = {
     "reward": ("Reward", _decimals(2)),
+    "cost": ("Cost", _decimals(3)),
     "kl": ("KL, nats", _decimals(2)),
     "win_rate": ("Wins, TF-IDF judge", percent),
     "vader_win_rate": ("Wins, VADER", percent),
@@ -78,7 +79,10 @@ def policy_table(results: dict[str, float]) -> Table:
       ratio = results.get(f"{policy}/{name}_ratio")
       detail = f"× {ratio:.2f}" if ratio is not None else ""
       if low is not None and high is not None:
-        detail = f"{100 * low:.1f}–{100 * high:.1f}"
+        write = columns[name][1]
+        detail = f"{write(low)} to {write(high)}"
+        if write is percent:
+          detail = f"{100 * low:.1f}–{100 * high:.1f}"
       cell = Cell(columns[name][1](value), detail)
       bound = results.get(f"{policy}/{name}_bound")
       cells.append(cell if bound is None else Cell(f"≤ {bound:.2f}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from rlhf_jax.config import from_dict, hyperparameters, option
+from rlhf_jax.data import sentiment, tasks
 from rlhf_jax.data.task import LabelledTexts
 from rlhf_jax.evaluation import classification, judges, regression, scores, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import disk, held_out, rewarding, sampling
+from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Sequences
 
@@ -42,8 +45,8 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
 
   Sampling is at temperature 1, untruncated, unless `evaluation.greedy`. Each answer has the reward of `config.rewards`, unless
   that asks for a reward model and there is none; without rewards there is no best-of-n. Where the task's answers can be
-  checked, `score` is what its verifier gives. What each policy wrote is kept in `evaluation/` and read
-  back from there, so that a second algorithm is judged on the same answers of the SFT model.
+  checked, `score` is what its verifier gives; with a cost model there is `cost`. What each policy wrote is kept in
+  `evaluation/` and read back from there, so that a second algorithm is judged on the same answers of the SFT model.
   """
   settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
   plain = Sampling(
@@ -62,7 +65,8 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   paths = {"sft": shared / "sft.jsonl"}
   if count > 1:
     paths[f"best_of_{count}"] = shared / f"best_of_{count}.jsonl"
-  if not all(path.exists() for path in paths.values()):
+  costed = frozen.get("cost_model") is not None
+  if not all(_complete(path, costed) for path in paths.values()):
     written, marks = _written(setup, settings, "sft", frozen["reference"], frozen, count, rewarded)
     firsts = np.arange(0, len(written.tokens), count)
     chosen = {"sft": firsts}
@@ -105,7 +109,7 @@ def _logps(policy, params, frozen, sequences: Sequences):
 def _written(
   setup: Setup, settings: Settings, policy: str, params, frozen, count: int, rewarded: bool
 ) -> tuple[Sequences, dict[str, np.ndarray]]:
-  """`count` answers to each test prompt, an answer a row, with what there is of `reward` and `score`, float[rows]."""
+  """`count` answers to each test prompt, an answer a row, with what there is of `reward`, `score` and `cost`, float[rows]."""
   size = settings.batch_size
   written = sampling.sample(
     setup,
@@ -123,6 +127,9 @@ def _written(
       marks["reward"] = terms.score(frozen, written, ids, batch_size=size)
   if setup.task.verifier is not None:
     marks["score"] = np.asarray(setup.task.verifier(ids, sampling.texts(setup, written)))
+  if frozen.get("cost_model") is not None:
+    costs = functools.partial(sampling.score, scorer=setup.cost_scorer, batch_size=size)
+    marks["cost"] = costs(setup, frozen["cost_model"], frozen, written)
   return written, marks
 
 
@@ -176,6 +183,8 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
     results[f"{best}/kl_bound"] = bound
   if "score" in policies[name][0]:
     results |= _score_results(policies)
+  if "cost" in policies[name][0]:
+    results |= _cost_results(setup, policies)
 
   # A lexicon of sentiment has nothing to say of answers that are right or wrong.
   scorers = {} if setup.task.verifier is not None else {"vader": judges.vader}
@@ -212,6 +221,28 @@ def _score_results(policies: dict[str, list[dict]]) -> dict[str, float]:
   for name, estimate in found.items():
     results |= held_out.rows(name, estimate)
   return results
+
+
+def _cost_results(setup: Setup, policies: dict[str, list[dict]]) -> dict[str, float]:
+  """Mean costs; and, where a classifier labelled what the cost model learned from, how often it gives the label itself."""
+  found = {p: scores.mean([row["cost"] for row in rows]) for p, rows in policies.items()}
+  estimates = {f"{policy}/cost": cost for policy, cost in found.items()}
+  theirs = RunDir(Path(setup.config["start"]["cost_model"])).config["data"]
+  data = from_dict(tasks.Settings, theirs, where="data")
+  if data.labels == "vader":
+    says = sentiment.above(data.vader_above)
+    for policy, rows in policies.items():
+      said = [float(says(row["prompt"] + row["response"])) for row in rows]
+      estimates[f"{policy}/cost_label"] = classification.fraction(said)
+  results: dict[str, float] = {}
+  for name, estimate in estimates.items():
+    results |= held_out.rows(name, estimate)
+  return results
+
+
+def _complete(path: Path, costed: bool) -> bool:
+  """Whether `path` holds answers, with their costs where these are wanted."""
+  return path.exists() and not (costed and "cost" not in disk.rows(path)[0])
 
 
 def _judge_results(setup: Setup, judge: judges.TfidfJudge) -> dict[str, float]:

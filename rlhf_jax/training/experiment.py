@@ -22,6 +22,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
   after a signal; NotFinite at a loss that is not finite.
   """
   options.check(config)
+  config = at_seed(config)
   run = RunDir(Path(workdir))
   name, wanted = config["algorithm"]["name"], config["stages"]
   claims = _claims(config)
@@ -54,13 +55,23 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
     else:
       reward_params = foreign_reward_model(setup)
     if "policy" in wanted:
+      cost_params = foreign_reward_model(setup, "cost_model")
       with run.timed(name, claims[name]):
-        params, frozen = stages.policy(setup, weights, reward_params)
+        params, frozen = stages.policy(setup, weights, reward_params, cost_params)
       if "evaluation" in wanted:
         judged = f"{name}_evaluation"
         with run.timed(judged, claims[judged]):
           run.add(evaluate.evaluate(setup, name, params, frozen))
   return run.results
+
+
+def at_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """`config` with its seed where a path of its section `start` says {seed}."""
+  paths = {
+    name: path.replace("{seed}", str(config["seed"])) if isinstance(path, str) else path
+    for name, path in config.get("start", {}).items()
+  }
+  return {**config, "start": paths} if paths else dict(config)
 
 
 def starting_weights(setup: Setup) -> Params:
@@ -74,9 +85,9 @@ def foreign_weights(setup: Setup) -> Params:
   return stages.sft(source) if source else setup.pretrained
 
 
-def foreign_reward_model(setup: Setup) -> Params | None:
-  """The reward model that `start.reward_model` names, with the weights that it stands on."""
-  source = _start(setup.config, "reward_model")
+def foreign_reward_model(setup: Setup, role: str = "reward_model") -> Params | None:
+  """The reward model that `start.<role>` names, with the weights that it stands on."""
+  source = _start(setup.config, role)
   if source is None:
     return None
   weights = starting_weights(source)

@@ -153,7 +153,7 @@ def make_collect(setup: Setup, *, second: str | None = None):
 
   `second` says who else answers each prompt: "greedy" is the policy itself without chance, and `Rollout.baseline` is the
   score of that; "reference" is the reference policy, whose answer stands in the row after the policy's. Without a reward model
-  all scores are 0, for others to add theirs.
+  all scores are 0, for others to add theirs. With a cost model there are costs.
   """
 
   def collect(params, frozen, tokens, mask, keys, settings):
@@ -179,6 +179,9 @@ def make_collect(setup: Setup, *, second: str | None = None):
       other = generate(setup.model, others, tokens, mask, keys, settings)
       written = jax.tree.map(_alternating, written, other)
     chosen = written.sequences.response_mask
+    costs = None
+    if frozen.get("cost_model") is not None:
+      costs = setup.cost_scorer.score(frozen["cost_model"], frozen, written.sequences)
     rollout = Rollout(
       sequences=written.sequences,
       logps=written.logps,
@@ -186,11 +189,14 @@ def make_collect(setup: Setup, *, second: str | None = None):
       truncated=written.truncated,
       baseline=baseline,
       greedy=greedy,
+      costs=None if costs is None else returns.at_last(costs, chosen),
     )
     metrics = {
       "rollout/length": stats.batch_mean(jnp.sum(chosen, axis=-1)),
       "rollout/truncated": stats.batch_mean(written.truncated.astype(jnp.float32)),
     }
+    if costs is not None:
+      metrics["costs/mean"] = stats.batch_mean(costs)
     return rollout, metrics
 
   return collect
@@ -242,10 +248,12 @@ def assert_critic(stage: str, module, settings: Settings) -> None:
 
 
 def assert_finite_rewards(rollout: Rollout, ids: list, stage: str, step: int) -> None:
-  """Raises NotFinite, with the prompts named, unless every answer's reward is a finite number."""
+  """Raises NotFinite, with the prompts named, unless every answer's reward, and cost, is a finite number."""
   scores = jnp.sum(rollout.rewards, axis=-1)
   if rollout.baseline is not None:
     scores = scores + rollout.baseline
+  if rollout.costs is not None:
+    scores = scores + jnp.sum(rollout.costs, axis=-1)
   scores = jax.device_get(scores)
   bad = np.flatnonzero(~np.isfinite(scores))
   if len(bad):

@@ -41,6 +41,7 @@ class Start:
 
   sft: str = ""
   reward_model: str = ""
+  cost_model: str = ""  # whose reward model is what this run's answers cost
   answers: str = (
     ""  # whose sampled answers, reference log-probabilities and SFT evaluation are taken
   )
@@ -116,6 +117,7 @@ def check(config: Mapping[str, Any]) -> None:
       f"{' or '.join(reward_algorithms())}."
     )
   _check_stages(config, name)
+  _check_costs(config, name)
 
 
 def reward_algorithm(config: Mapping[str, Any]) -> str:
@@ -149,6 +151,15 @@ def _check_stages(config: Mapping[str, Any], name: str) -> None:
     raise ValueError(
       f"{name} needs a reward model: add reward_model to config.stages, set start.reward_model to "
       "the workdir of a run that has one, or take it out of rewards.terms."
+    )
+
+
+def _check_costs(config: Mapping[str, Any], name: str) -> None:
+  costs = getattr(setup.algorithm_module(name), "COSTS", False)
+  if "policy" in config["stages"] and costs and not config.get("start", {}).get("cost_model"):
+    raise ValueError(
+      f"{name} needs a cost model: set start.cost_model to the workdir of a run whose reward model scores what "
+      "answers cost."
     )
 
 

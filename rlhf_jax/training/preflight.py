@@ -39,6 +39,7 @@ def assert_ready(setup: Setup) -> None:
       assert_no_start(setup.config, stage)
     else:
       started_from(setup.config, stage)
+  started_from(setup.config, "cost_model")
   if "sft" in wanted:
     _assert_sft(setup)
   if "reward_model" in wanted:
@@ -60,7 +61,8 @@ def assert_ready(setup: Setup) -> None:
 def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
   """The run directory that `config.start.<stage>` names, None where it names none.
 
-  Raises FileNotFoundError or ValueError unless the stage is finished there, on this run's model.
+  Raises FileNotFoundError or ValueError unless the stage is finished there, on this run's model. A cost model is a
+  reward model there.
   """
   path = config.get("start", {}).get(stage)
   if not path:
@@ -68,9 +70,10 @@ def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
   if not Path(path).is_dir():
     raise FileNotFoundError(f"start.{stage}={path!r} is not a folder; give the workdir of a run.")
   run = RunDir(Path(path))
-  if not run.finished(stage):
+  trained = "sft" if stage == "sft" else "reward_model"
+  if not run.finished(trained):
     raise ValueError(
-      f"start.{stage}={path!r} holds no finished stage {stage}; finish it there first."
+      f"start.{stage}={path!r} holds no finished stage {trained}; finish it there first."
     )
   assert_same = lambda name, theirs, ours: _assert_same(
     f"start.{stage}={path!r}", name, theirs, ours
@@ -83,9 +86,16 @@ def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
     assert_same("algorithm.reward_model", theirs, ours or theirs)
   theirs, ours = (from_dict(Lora, c["lora"], where="lora") for c in (run.config, config))
   if (
-    stage == "reward_model" and theirs.rank
+    trained == "reward_model" and theirs.rank
   ):  # adapters are scaled by the run that scores with them
     assert_same("lora.alpha / lora.rank", theirs.scale, ours.scale)
+  if stage == "cost_model":
+    combine = reward_model_of(config, stage).group.combine
+    if combine not in ("mean", "average"):
+      raise ValueError(
+        f"start.cost_model={path!r} combines its members by {combine!r}, which is careful with rewards and "
+        "careless with costs; train it with 'mean' or 'average'."
+      )
   return run
 
 

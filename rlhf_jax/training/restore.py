@@ -54,7 +54,10 @@ def policy(workdir: str | os.PathLike, name: str) -> TrainedPolicy:
       reward_params = stages.reward_model(setup, weights)
     else:
       reward_params = experiment.foreign_reward_model(setup)
-    return TrainedPolicy(name, run, setup, *stages.policy(setup, weights, reward_params))
+    cost_params = experiment.foreign_reward_model(setup, "cost_model")
+    return TrainedPolicy(
+      name, run, setup, *stages.policy(setup, weights, reward_params, cost_params)
+    )
 
 
 def model(workdir: str | os.PathLike, stage: str) -> TextModel:

@@ -15,7 +15,7 @@ from rlhf_jax.data.examples import Example
 from rlhf_jax.models import decoder, lora
 from rlhf_jax.rollout.generate import Generation, generate, left_pad, responses
 from rlhf_jax.training.setup import Setup
-from rlhf_jax.types import Params, Sequences
+from rlhf_jax.types import Params, Scorer, Sequences
 
 _generate = jax.jit(generate, static_argnums=0)
 
@@ -56,12 +56,18 @@ def sample(
 
 
 def score(
-  setup: Setup, params: Params, frozen: Params, sequences: Sequences, *, batch_size: int
+  setup: Setup,
+  params: Params,
+  frozen: Params,
+  sequences: Sequences,
+  *,
+  batch_size: int,
+  scorer: Scorer | None = None,
 ) -> np.ndarray:
-  """Rewards float32[N] of host sequences."""
+  """Scores float32[N] of host sequences: rewards, or those of another `scorer`."""
 
   def batch(rows):
-    return _score(setup.scorer, params, frozen, setup.place_batch(take(sequences, rows)))
+    return _score(scorer or setup.scorer, params, frozen, setup.place_batch(take(sequences, rows)))
 
   return in_batches(setup, batch, len(sequences.tokens), batch_size, "scoring")
 

@@ -18,7 +18,7 @@ from rlhf_jax.config import from_dict, hyperparameters, option, suggest
 from rlhf_jax.data import tasks, tokenize
 from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, registry
-from rlhf_jax.models.policy import make_policy, make_scorer
+from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
 from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import ensemble
@@ -72,6 +72,7 @@ class Setup(NamedTuple):
   model: LanguageModel
   policy: Policy  # without a critic
   scorer: Scorer
+  cost_scorer: Scorer | None  # of `start.cost_model`
   pretrained: Params
   tokenizer: Any
   task: tasks.Task
@@ -166,7 +167,8 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     seed=seed,
     model=model,
     policy=make_policy(model, lora_scale=lora_config.scale),
-    scorer=_make_scorer(config, model, lora_config, tokenizer),
+    scorer=_make_scorer(reward_model_of(config), model, lora_config, tokenizer),
+    cost_scorer=_make_cost_scorer(config, model, lora_config, tokenizer),
     pretrained=jax.tree.map(np.asarray, params),
     tokenizer=tokenizer,
     task=task,
@@ -179,7 +181,7 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
 
 
 class RewardModel(NamedTuple):
-  """How the reward model that a run scores with was made: by its own config, or that of the run it starts from."""
+  """How a reward model that a run scores with was made: by its own config, or that of the run it starts from."""
 
   name: str
   module: Any  # of rlhf_jax.algorithms
@@ -187,8 +189,9 @@ class RewardModel(NamedTuple):
   group: ensemble.Settings
 
 
-def reward_model_of(config: Mapping[str, Any]) -> RewardModel:
-  start = config.get("start", {}).get("reward_model")
+def reward_model_of(config: Mapping[str, Any], role: str = "reward_model") -> RewardModel:
+  """Of the run's reward model; or, as the `role` "cost_model", of what it takes for costs."""
+  start = config.get("start", {}).get(role)
   if start and (Path(start) / "config.json").is_file():  # what it lacks is refused later, by name
     config = RunDir(Path(start)).config
   name = config["algorithm"].get("reward_model", "reward_model")
@@ -201,9 +204,8 @@ def reward_model_of(config: Mapping[str, Any]) -> RewardModel:
   return RewardModel(name, module, own(module.Config), own(ensemble.Settings))
 
 
-def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
+def _make_scorer(made: RewardModel, model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
   """`model` as that reward model."""
-  made = reward_model_of(config)
   reading = made.module.reading(made.config) if hasattr(made.module, "reading") else Reading()
   lines = None
   if reading.steps:
@@ -212,6 +214,15 @@ def _make_scorer(config: Mapping[str, Any], model: LanguageModel, lora: Lora, to
   return make_scorer(
     model, lora_scale=lora.scale, reading=reading, lines=lines, combine=made.group.combine
   )
+
+
+def _make_cost_scorer(config, model: LanguageModel, lora: Lora, tokenizer) -> Scorer | None:
+  """`model` as the cost model: a probability where that learned from marks, else the score as it is."""
+  if not config.get("start", {}).get("cost_model"):
+    return None
+  made = reward_model_of(config, "cost_model")
+  scorer = _make_scorer(made, model, lora, tokenizer)
+  return as_probability(scorer) if made.module.DATA == "marks" else scorer
 
 
 def _learned_tokenizer(data: tasks.Settings, size: int, seed: int):

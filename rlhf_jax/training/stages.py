@@ -142,12 +142,22 @@ def _labels(records: list[examples.Record]) -> np.ndarray:
   return np.asarray([[*labels, *[0.0] * (longest - len(labels))] for labels in said], float)
 
 
-def policy(setup: Setup, weights: Params, reward_params: Params | None) -> tuple[Params, Params]:
+def policy(
+  setup: Setup,
+  weights: Params,
+  reward_params: Params | None,
+  cost_params: Params | None = None,
+) -> tuple[Params, Params]:
   """Trains the policy that `weights` start by `config.algorithm.name`; (its parameters, frozen)."""
   name = setup.config["algorithm"]["name"]
   module = algorithm_module(name)
   base, trained, reference = setup.starting_point(weights, name)
-  frozen = {"base": base, "reference": reference, "reward_model": reward_params}
+  frozen = {
+    "base": base,
+    "reference": reference,
+    "reward_model": reward_params,
+    "cost_model": cost_params,
+  }
   if module.DATA == "rollouts":
     config, settings, optim = options.stage(setup.config, name)
     params = online.run(
