@@ -751,6 +751,42 @@ def _run_to(run: Run, scalars: list[dict]) -> None:
   )
 
 
+WALKS = dict(source="random_walks", max_tokens=12, prompt_tokens=1)
+
+
+@refused(
+  "data.longest_walk=11 makes texts of 13 tokens, and data.max_tokens=12; raise it or lower data.longest_walk"
+)
+def walks_longer_than_a_text_may_be(run):
+  run.train(data={**WALKS, "longest_walk": 11})
+
+
+@refused(
+  "data.nodes=21 and data.edge_probability=0.01 is the goal within data.longest_walk=10 steps of every node; raise one"
+)
+def a_graph_with_too_few_edges(run):
+  run.train(data={**WALKS, "edge_probability": 0.01})
+
+
+@refused("data.sft is read with data.source='files' alone, and that is 'random_walks'")
+def a_file_of_walks(run):
+  run.train(data={**WALKS, "sft": run.config["data"]["sft"]})
+
+
+option(
+  "ppo.evaluate_every",
+  2,
+  "ppo.evaluate_every=2 checks answers with the task's verifier, and data.source='files' has none",
+)
+option("sft.evaluate_every", 2, "sft.evaluate_every=2 checks answers with the task's verifier")
+option(
+  "reward_model.evaluate_every",
+  2,
+  "reward_model.evaluate_every=2 measures a policy, and reward_model trains a reward model; leave it out",
+)
+option("ppo.evaluate_every", -1, "ppo.evaluate_every=-1 should be at least 0")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_named_with_its_place_and_a_remedy(name, tmp_path, monkeypatch):
   run, case = Run(tmp_path, monkeypatch), CASES[name]

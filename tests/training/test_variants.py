@@ -94,6 +94,18 @@ def test_a_variant_that_changes_what_is_shared_is_refused_before_anything_is_tra
   assert not (tmp_path / "run").exists()
 
 
+def test_variants_without_a_reward_model_share_sft_alone(tmp_path):
+  base = {"stages": ["sft", "policy", "evaluation"], "start": {"sft": "elsewhere", "answers": ""}}
+  own = {"stages": ["sft", "reward_model", "policy", "evaluation"]}
+  named = {"variants": {"dpo": {"algorithm": {"name": "dpo"}}}}
+  shared, found = variants.parse({**base, **named}, tmp_path)
+  assert shared["stages"] == ["sft"]
+  assert found["dpo"]["start"] == {"sft": str(tmp_path), "answers": str(tmp_path)}
+  shared, found = variants.parse({**own, **named}, tmp_path)
+  assert shared["stages"] == ["sft", "reward_model", "evaluation"]
+  assert set(found["dpo"]["start"].values()) == {str(tmp_path)} and len(found["dpo"]["start"]) == 3
+
+
 def test_a_variant_that_is_not_there_is_named(compared, capsys):
   arguments, _ = compared
   assert main([*arguments, "--only=dop"]) == 1
