@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +17,14 @@ FILES = ("sft", "feedback", "held_out", "prompts", "test")  # fields of `Setting
 class Settings:
   """Which data, and how long."""
 
-  source: str = option("reviews", choices=("reviews", "chitchat", "files", "random_walks"))
-  # Of a text to train on; longer ones are cut (reviews, chitchat) or skipped (files).
+  source: str = option(
+    "reviews", choices=("reviews", "chitchat", "files", "random_walks", "reasoning_gym")
+  )
+  # Of a text to train on; longer ones are cut (reviews, chitchat) or left out.
   max_tokens: int = option(128, at_least=2)
   # Of a held-out review that the reward model is measured on; longer ones are cut.
   held_out_tokens: int = option(256, at_least=2)
-  # Reviews: the opening that a prompt takes. Files: the longest prompt.
+  # Reviews: the opening that a prompt takes. Files and reasoning_gym: the longest prompt.
   prompt_tokens: int = option(8, at_least=1)
   test_prompts: int = option(400, at_least=1)
   reviews: int = option(2500, at_least=10)  # for SFT and the reward model, the rest is the judge's
@@ -44,11 +46,24 @@ class Settings:
   walks: int = option(1000, at_least=10)
   longest_walk: int = option(10, at_least=2)  # steps
   graph_seed: int = option(0, at_least=0)
+  # Reasoning_gym: a generator of that package and its own options.
+  task: str = ""
+  task_options: Mapping | None = None
+  question: str = "{question}\n"  # filled in with a problem's question or its metadata
+  answer_after: str = ""  # the answer is what follows this in a response, which without it is wrong
+  partial_credit: bool = False  # scores between 0 and 1; else only what scores 1 is right
+  solved: int = option(1000, at_least=1)  # problems with their answers, for SFT
+  problems: int = option(8000, at_least=1)  # to be answered in training
 
   def assert_sound(self, where: str) -> None:
     if self.labels != "stars" and self.source != "reviews":
       raise ValueError(
         f"{where}.labels={self.labels!r} labels reviews, and {where}.source is {self.source!r}; leave it out."
+      )
+    if self.task and self.source != "reasoning_gym":
+      raise ValueError(
+        f"{where}.task={self.task!r} is a generator of problems, and {where}.source is {self.source!r}; set "
+        f"{where}.source='reasoning_gym', or leave it out."
       )
 
 

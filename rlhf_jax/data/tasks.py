@@ -8,12 +8,19 @@ are the openings of reviews.
 feedback may be pairs, rankings, ratings, classes, marks, corrections, marked spans or labelled steps, and is
 converted to what an algorithm learns from where it can be (`data/convert.py`).
 `random_walks`: the shortest path to a node of a graph, from walks on it with what each is worth (docs/random_walks.md).
+`reasoning_gym`: problems of a generator in that package, whose answers it checks (docs/reasoning.md).
 """
 
 from __future__ import annotations
 
 from rlhf_jax.config import suggest
-from rlhf_jax.data import from_chitchat, from_files, from_random_walks, from_reviews
+from rlhf_jax.data import (
+  from_chitchat,
+  from_files,
+  from_random_walks,
+  from_reasoning_gym,
+  from_reviews,
+)
 from rlhf_jax.data.task import Settings as Settings
 from rlhf_jax.data.task import Task
 
@@ -22,6 +29,7 @@ SOURCES = {
   "chitchat": from_chitchat.build,
   "files": from_files.build,
   "random_walks": from_random_walks.build,
+  "reasoning_gym": from_reasoning_gym.build,
 }
 
 
