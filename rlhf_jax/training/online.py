@@ -13,10 +13,11 @@ from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.models import decoder, heads, lora
+from rlhf_jax.models.mixture import mixture
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout.generate import generate, left_pad
-from rlhf_jax.training import loop, optimizer, progress, rewarding, sampling
+from rlhf_jax.training import dynamic_sampling, loop, optimizer, progress, rewarding, sampling
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
@@ -35,6 +36,8 @@ class Settings:
   checkpoint_every: int = option(5, at_least=1)
   critic: str = option("shared", choices=("shared", "separate"))
   logged_samples: int = option(4, at_least=0)  # a step, into samples.jsonl
+  # Groups whose answers all score the same are replaced from up to so many further draws of a step's prompts.
+  dynamic_sampling: int = option(0, at_least=0)
   evaluate_every: int = option(0, at_least=0)  # steps, the policy on held-out prompts; 0 is never
 
 
@@ -53,6 +56,7 @@ def run(
   """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
   assert_learnable(setup)
   assert_divides(setup, stage, module, config, settings)
+  assert_groups(stage, config, settings)
   assert_critic(stage, module, settings)
   progress.assert_possible(setup, stage, settings.evaluate_every)
   params = parameters(setup, module, settings, weights, trained)
@@ -64,18 +68,32 @@ def run(
   prompts = setup.task.prompts
   group = group_of(config)
 
-  def iterate(state, step):
-    jax.block_until_ready(state.params)  # so that the clock below measures the rollout alone
-    clock = time.perf_counter()
-    rows = rows_at(setup, stage, settings, step, group)
-    placed = setup.place_batch(questions(setup, rows, step))
-    rollout, metrics = collect(state.params, rewards.frozen(frozen), *placed, setup.sampling)
+  mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
+
+  def draw(params, step, number):
+    """The `number`-th batch of prompts of a step, answered and scored."""
+    rows = rows_at(setup, stage, settings, step, group, number)
+    placed = setup.place_batch(questions(setup, rows, step, number))
+    rollout, metrics = collect(params, rewards.frozen(frozen), *placed, setup.sampling, **mixed)
     answered = np.repeat(rows, len(rollout.rewards) // len(rows))  # the prompt of every row
     ids = [prompts[i].id for i in answered]
     rollout, valued = rewards.add(rollout, ids, step + 1)
-    metrics |= valued
     jax.block_until_ready(rollout)
     assert_finite_rewards(rollout, ids, stage, step + 1)
+    return rollout, {**metrics, **valued}
+
+  def iterate(state, step):
+    jax.block_until_ready(state.params)  # so that the clock below measures the rollout alone
+    clock = time.perf_counter()
+    if settings.dynamic_sampling:
+      rollout, metrics = dynamic_sampling.fill(
+        lambda number: draw(state.params, step, number),
+        group=group,
+        further=settings.dynamic_sampling,
+      )
+      rollout = setup.place_batch(rollout)
+    else:
+      rollout, metrics = draw(state.params, step, 0)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
     state, learned = train_step(state, frozen, rollout, config)
     metrics |= learned
@@ -134,29 +152,37 @@ def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.S
   return algorithm, tx, step
 
 
-def rows_at(setup: Setup, stage: str, settings: Settings, step: int, group: int = 1) -> np.ndarray:
+def rows_at(
+  setup: Setup, stage: str, settings: Settings, step: int, group: int = 1, draw: int = 0
+) -> np.ndarray:
   """Which of the task's prompts are answered in `step`, by the run's seed; the `group` answers to one are neighbours."""
-  prompts = len(setup.task.prompts)
-  rows = examples.batch_rows(prompts, settings.prompts, setup.order(stage), step)
+  order = setup.order(_of_draw(stage, draw))
+  rows = examples.batch_rows(len(setup.task.prompts), settings.prompts, order, step)
   return np.repeat(rows, group)
 
 
-def questions(setup: Setup, rows: np.ndarray, step: int):
+def questions(setup: Setup, rows: np.ndarray, step: int, draw: int = 0):
   """(tokens int32[B, P], mask float32[B, P], a key a row) of the prompts `rows`, by the run's seed."""
   prompts = setup.task.prompts
   tokens, mask = left_pad([prompts[i].tokens for i in rows], examples.width_of(prompts))
-  return tokens, mask, jax.random.split(jax.random.fold_in(setup.key("rollout"), step), len(tokens))
+  key = jax.random.fold_in(setup.key(_of_draw("rollout", draw)), step)
+  return tokens, mask, jax.random.split(key, len(tokens))
+
+
+def _of_draw(purpose: str, draw: int) -> str:
+  return f"{purpose}, draw {draw}" if draw else purpose
 
 
 def make_collect(setup: Setup, *, second: str | None = None):
   """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write, and score by the reward model.
 
   `second` says who else answers each prompt: "greedy" is the policy itself without chance, and `Rollout.baseline` is the
-  score of that; "reference" is the reference policy, whose answer stands in the row after the policy's. Without a reward model
+  score of that; "reference" is the reference policy, whose answer stands in the row after the policy's, and "mixture" the
+  geometric mixture of both, `mixture_coef` of it the reference, which `collect` then takes too. Without a reward model
   all scores are 0, for others to add theirs. With a cost model there are costs.
   """
 
-  def collect(params, frozen, tokens, mask, keys, settings):
+  def collect(params, frozen, tokens, mask, keys, settings, mixture_coef=None):
     def weights_of(tree):
       whole = lora.attach(frozen["base"], tree["model"], setup.lora.scale)
       return decoder.cast_for_decoding(whole, setup.dtype)
@@ -173,10 +199,13 @@ def make_collect(setup: Setup, *, second: str | None = None):
       without_chance = dataclasses.replace(settings, greedy=True)
       greedy = generate(setup.model, weights, tokens, mask, keys, without_chance).sequences
       baseline = score(greedy)
-    elif second == "reference":
-      others = weights_of(frozen["reference"])
+    elif second in ("reference", "mixture"):
+      model, others = setup.model, weights_of(frozen["reference"])
+      if second == "mixture":
+        model = mixture(setup.model, mixture_coef)
+        others = {"policy": weights, "reference": others}
       keys = jax.vmap(lambda key: jax.random.fold_in(key, OTHERS))(keys)
-      other = generate(setup.model, others, tokens, mask, keys, settings)
+      other = generate(model, others, tokens, mask, keys, settings)
       written = jax.tree.map(_alternating, written, other)
     chosen = written.sequences.response_mask
     costs = None
@@ -219,11 +248,11 @@ def assert_learnable(setup: Setup) -> None:
 
 def assert_divides(setup: Setup, stage: str, module, config, settings: Settings) -> None:
   """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
-  group = 1 if getattr(module, "PAIRED", False) else group_of(config)
+  field, count = learned_of(module, config)
   parts = config.minibatches * settings.accumulate
-  name, rows = f"{stage}.prompts", settings.prompts * group
-  if group > 1:
-    name = f"{name} x group"
+  name, rows = f"{stage}.prompts", settings.prompts * count
+  if count > 1:
+    name = f"{name} x {field}"
   assert_multiple(name, rows, "minibatches x accumulate", parts)
   each = f"{name} / (minibatches x accumulate)" if parts > 1 else name
   sharding.assert_divides(each, rows // parts, setup.mesh)
@@ -232,6 +261,22 @@ def assert_divides(setup: Setup, stage: str, module, config, settings: Settings)
 def group_of(config) -> int:
   """How many answers to each prompt the algorithm compares; 1 where it compares none."""
   return getattr(config, "group", 1)
+
+
+def learned_of(module, config) -> tuple[str, int]:
+  """How many rows of each prompt are learned from, and the option that says so: its answers, the best ones or a pair."""
+  if getattr(module, "PAIRED", False):
+    return "", 1
+  return ("keep", config.keep) if hasattr(config, "keep") else ("group", group_of(config))
+
+
+def assert_groups(stage: str, config, settings: Settings) -> None:
+  """Raises ValueError for dynamic sampling where no answers to one prompt are compared."""
+  if settings.dynamic_sampling and group_of(config) == 1:
+    raise ValueError(
+      f"{stage}.dynamic_sampling={settings.dynamic_sampling} replaces groups of answers to one prompt, and {stage} "
+      "has one answer to each; leave it out, or use an algorithm with a group, such as grpo."
+    )
 
 
 def critic_free(module) -> bool:

@@ -155,6 +155,7 @@ def _assert_rollouts(setup: Setup, name: str) -> None:
   online.assert_critic(name, algorithm_module(name), settings)
   progress.assert_possible(setup, name, settings.evaluate_every)
   online.assert_divides(setup, name, algorithm_module(name), config, settings)
+  online.assert_groups(name, config, settings)
   _assert_prompts(setup, name, "which the policy learns to answer")
   _assert_enough(f"{name}.prompts", settings.prompts, len(setup.task.prompts), "prompts")
 
