@@ -7,6 +7,7 @@ whiten by a variance over n − 1, where ours, OpenAI's, is over n: the comparis
 
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 import test_parity
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import grpo, ppo, reinforce, rloo
+from rlhf_jax.algorithms import grpo, nash_md, ppo, reinforce, rloo, xpo
 from rlhf_jax.ops import kl, policy_gradients, stats
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -206,6 +207,48 @@ def aggregate(x, *, aggregation, length=None):
   return {"mean_loss": found, "gradient": {"losses": gradient}}
 
 
+def xpo_loss(x, *, loss_type, beta, alpha):
+  own_won = x["own_is_chosen"] > 0
+
+  def losses(logps_own, logps_other):
+    x_now = {**x, "logps_own": logps_own, "logps_other": logps_other}
+    of = lambda name, side: jnp.sum(x_now[f"{name}_{side}"] * x[f"mask_{side}"], axis=1)
+    won = lambda name: jnp.where(own_won, of(name, "own"), of(name, "other"))
+    lost = lambda name: jnp.where(own_won, of(name, "other"), of(name, "own"))
+    config = xpo.Config(beta=beta, alpha=alpha, loss_type=loss_type)
+    pairs = won("logps"), lost("logps"), won("ref_logps"), lost("ref_logps")
+    return tuple(jnp.mean(term) for term in xpo.xpo_loss(*pairs, own_won, config))
+
+  sides = ("logps_own", "logps_other")
+  logps = tuple(x[side] for side in sides)
+  preference, optimism = losses(*logps)
+  slopes = jax.grad(lambda *now: sum(losses(*now)), argnums=(0, 1))(*logps)
+  terms = {"mean_loss": preference + optimism, "dpo": preference, "xpo": optimism}
+  return {**terms, "gradient": dict(zip(sides, slopes, strict=True))}
+
+
+def nash_md_loss(x, *, beta):
+  """The loss's value is not compared: its KL is TRL's in gradient alone, k2 for sg(log-ratio) log π."""
+  mask = x["mask"]
+  logps, ref_logps = (jnp.where(mask > 0, x[name], 0.0) for name in ("logps", "ref_logps"))
+  config = nash_md.Config(kl_coef=beta, kl_in="loss")
+  scores = jnp.log(x["probability"]) - jnp.log1p(-x["probability"])
+  rollout = SimpleNamespace(baseline=jnp.zeros_like(scores))
+  seen = reinforce.Seen(scores, logps, ref_logps, mask, mask, rollout)
+  advantages, _ = nash_md.nash_md_advantages(seen, config, {})
+  batch = reinforce.Batch(sequences(mask), logps, ref_logps, advantages)
+
+  def loss(now):
+    terms, _ = nash_md.nash_md_loss(jnp.where(mask > 0, now, 0.0), batch, config)
+    return sum(term.value for term in terms.values())
+
+  return {
+    "score": jnp.sum(advantages * logps, axis=1),
+    "kl": jnp.sum(seen.kl, axis=1),
+    "gradient": {"logps": jax.grad(loss)(x["logps"])},
+  }
+
+
 OURS = {
   "group_advantages": group_advantages,
   "grpo": grpo_loss,
@@ -218,6 +261,8 @@ OURS = {
   "ppo_value": ppo_value,
   "kl_penalty": kl_penalty,
   "aggregate": aggregate,
+  "xpo": xpo_loss,
+  "nash_md": nash_md_loss,
 }
 WITHOUT_EMPTY = (
   "leaves responses without tokens out of a mean over responses; TRL and we count them as 0"
