@@ -170,7 +170,8 @@ def _wilson(p, n) -> tuple[np.ndarray, np.ndarray]:
   """The score interval of n outcomes with mean p."""
   center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
   half = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
-  return np.maximum(center - half, 0.0), np.minimum(center + half, 1.0)
+  # At 0 and at 1 one of the ends is p itself, which rounding misses.
+  return np.clip(center - half, 0.0, p), np.clip(center + half, p, 1.0)
 
 
 def _interval(value: float, variance: float, lowest: float, highest: float) -> Estimate:
