@@ -16,9 +16,12 @@ from rlhf_jax.algorithms import (
   dpo,
   grpo,
   kto,
+  nash_md,
+  online_dpo,
   orpo,
   pl_dpo,
   ppo,
+  raft,
   reinforce,
   reinforce_pp,
   remax,
@@ -26,6 +29,7 @@ from rlhf_jax.algorithms import (
   rloo,
   sft,
   simpo,
+  xpo,
 )
 from rlhf_jax.models import heads, llama, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
@@ -171,23 +175,26 @@ def by_a2c():
   )["model"]
 
 
-def without_critic(module, **options):
+def without_critic(module, steps=30, **options):
   setup = SimpleNamespace(
     model=MODEL,
     dtype="float32",
     lora=SimpleNamespace(scale=1.0),
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
-  collect = jax.jit(online.make_collect(setup, second=getattr(module, "SECOND", None)))
+  second = getattr(module, "SECOND", None)
+  collect = jax.jit(online.make_collect(setup, second=second))
   frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
-  config = module.Config(learning_rate=1e-2, kl_coef=0.01, max_new_tokens=N, **options)
+  near = {"beta": 0.1} if hasattr(module.Config, "beta") else {"kl_coef": 0.01}
+  config = module.Config(learning_rate=1e-2, max_new_tokens=N, **near, **options)
+  mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
 
   def batch_at(params, step):
     keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), B)
-    return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING)[0]
+    return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING, **mixed)[0]
 
   algorithm, parts = module.make(make_policy(MODEL)), dict(epochs=config.epochs)
-  return trained(algorithm, config, {"model": START}, frozen, batch_at, 30, **parts)["model"]
+  return trained(algorithm, config, {"model": START}, frozen, batch_at, steps, **parts)["model"]
 
 
 WITHOUT_CRITIC = {
@@ -205,6 +212,10 @@ WITHOUT_CRITIC = {
     reinforce_pp, group=4, baseline="group_mean", kl_in="loss"
   ),
   "remax": lambda: without_critic(remax),
+  "online_dpo": lambda: without_critic(online_dpo),
+  "xpo": lambda: without_critic(xpo, alpha=1e-3),
+  "nash_md": lambda: without_critic(nash_md, steps=60),
+  "raft": lambda: without_critic(raft, group=4),
 }
 # With its own τ of 0.05 discopop goes downhill from the reference in the wrong direction (docs/preferences.md).
 OTHERWISE = {"exo_pair": dict(label_smoothing=0.01), "discopop": dict(discopop_tau=1.0)}
