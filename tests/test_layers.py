@@ -27,7 +27,8 @@ ALLOWED = {
   "evaluation": FLOOR | {"rewards"},
   "training": MODELS | {"rollout", "rewards", "algorithms", "evaluation"},
   "report": set(),
-  "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report"},
+  "feedback": FLOOR | {"data", "evaluation"},
+  "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report", "feedback"},
 }
 
 # Of each library: the parts that may import it. "tests" and notebooks are free.
@@ -42,6 +43,8 @@ HOMES = {
   "orbax.checkpoint": {"training"},
   "tensorboardX": {"training"},
   "matplotlib": {"report"},
+  "sqlalchemy": {"feedback"},
+  "fastapi": {"feedback"},
   "torch": set(),
 }
 
