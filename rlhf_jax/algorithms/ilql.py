@@ -38,16 +38,14 @@ HEADS = ValueHeads(q=2, acts=True, v=True)
 @hyperparameters
 class Config:
   learning_rate: float = option(1e-5, above=0)
-  beta: float = option(1.0, at_least=0)  # β, of Q in what is written; in 1 / units of the ratings
+  beta: float = option(4.0, at_least=0)  # β, of Q in what is written; in 1 / units of the ratings
   tau: float = option(0.7, above=0, below=1)  # τ, of the expectile
   gamma: float = option(0.99, above=0, at_most=1)
   cql_coef: float = option(0.1, at_least=0)
   awac_coef: float = option(1.0, at_least=0)
   awac_beta: float = option(0.0, at_least=0)  # β_w
-  target_rate: float = option(
-    0.01, above=0, at_most=1
-  )  # of the way to Q, at each update of the target
-  target_every: int = option(1, at_least=1)  # steps between updates of the target
+  target_every: int = option(5, at_least=1)  # steps between updates of the target network
+  target_rate: float = option(1.0, above=0, at_most=1)  # of the way to the policy that it goes
 
   @property
   def scale(self) -> float:
@@ -99,7 +97,7 @@ def make(policy: Policy) -> Algorithm:
   """ILQL on batches of `LabelledBatch`, whose first label is the reward; `policy` needs `HEADS`."""
 
   def init_extra(params, config):
-    return q_learning.target_network(params["model"])
+    return q_learning.target_network(params)
 
   def annotate(params, frozen, rated: LabelledBatch, config, extra):
     labels = rated.labels[:, 0]
@@ -110,7 +108,7 @@ def make(policy: Policy) -> Algorithm:
       q, target_q = (q_learning.least_taken(each.q, tokens) for each in words)
       return q, target_q, words[0].values
 
-    trees = params, {"model": extra["target"]}
+    trees = params, extra["target"]
     q, target_q, values = policy.over_vocabulary(look, trees, frozen, rated.answers)
     rewards = returns.at_last(labels, mask)
     advantages = stats.masked(target_q - values, mask)
@@ -142,8 +140,6 @@ def make(policy: Policy) -> Algorithm:
     return terms, {"policy/nll": stats.masked_sum(-said.logps, mask)}
 
   def update_extra(extra, params, metrics, config):
-    return q_learning.follow(
-      extra, params["model"], rate=config.target_rate, every=config.target_every
-    )
+    return q_learning.follow(extra, params, rate=config.target_rate, every=config.target_every)
 
   return Algorithm(init_extra, annotate, loss, update_extra)
