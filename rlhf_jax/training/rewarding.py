@@ -42,7 +42,11 @@ PACKAGES = {  # of a term: what it imports, and how to get that
   "sentiment": ("vaderSentiment", "pip install vaderSentiment"),
   "toxicity": ("profanity_check", "pip install 'rlhf_jax[judges]' (or alt-profanity-check)"),
 }
-TAKEN = ("accuracy", "chosen", "failed", "greedy", "margin", "mean", "rejected", "std", "total")
+# What algorithms log as `rewards/...`, which no function may be called.
+TAKEN = tuple(
+  "accuracy best chosen combined drawn failed greedy implicit margin mean mixture preference reference rejected score "
+  "std total".split()
+)
 
 
 class Unscored(ValueError):

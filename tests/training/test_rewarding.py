@@ -1,6 +1,8 @@
 """Rewards compose: what each answer is worth, what is measured of it, and what a failing function costs."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -8,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import algorithms
 from rlhf_jax.data.bytes import byte_tokenizer
 from rlhf_jax.rollout.generate import left_pad
-from rlhf_jax.training import rewarding
+from rlhf_jax.training import loop, online, rewarding
 from rlhf_jax.training.log import REWARD_ERRORS, Log
 from rlhf_jax.types import Rollout, Sequences
 
@@ -154,3 +157,37 @@ def test_a_run_stops_where_every_row_of_a_step_fails(tmp_path):
       rewards.add(rollout(["p", "q"], ["a", "b"], [0, 0]), ["i", "j"], 7)
   for words in ("all 2 answers at step 7 of stage ppo", "prompt i", "RuntimeError: out of order"):
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_verifier_that_gives_no_finite_number_stops_the_run_and_names_the_prompt(tmp_path, value):
+  setup = setup_with(tmp_path, lambda ids, responses: [1.0, value], terms=("verifier",))
+  scored, _ = rewarding.Rewards(setup, "ppo").add(
+    rollout(["p", "q"], ["a", ""], [0.0, 0.0]), ["i", "j"], 5
+  )
+  with pytest.raises(loop.NotFinite, match=f"1 of 2 .*step 5 of stage ppo.*{value}.*prompt j"):
+    online.assert_finite_rewards(scored, ["i", "j"], "ppo", 5)
+
+
+def test_fractions_arrive_as_they_are(tmp_path):
+  fractions = [0.1, -0.30000001192092896]
+  setup = setup_with(tmp_path, lambda ids, responses: fractions, terms=("verifier",))
+  scored, _ = rewarding.Rewards(setup, "ppo").add(
+    rollout(["p", "q"], ["a", ""], [0.0, 0.0]), ["i", "j"], 5
+  )
+  np.testing.assert_array_equal(scored.rewards.sum(axis=-1), np.float32(fractions))
+
+
+def test_a_response_without_a_token_earns_nothing(tmp_path):
+  setup = setup_with(tmp_path, lambda ids, responses: [1.0, 2.0], terms=("verifier",))
+  given = rollout(["p", "q"], ["a", "b"], [0.0, 0.0])
+  rows = given.sequences
+  rows = rows.replace(response_mask=rows.response_mask.at[1].set(0.0))
+  scored, _ = rewarding.Rewards(setup, "ppo").add(given.replace(sequences=rows), ["i", "j"], 5)
+  np.testing.assert_array_equal(scored.rewards.sum(axis=-1), [1.0, 0.0])
+
+
+def test_no_function_can_take_the_name_of_an_algorithms_metric():
+  written = "".join(path.read_text() for path in Path(algorithms.__path__[0]).glob("*.py"))
+  names = set(re.findall(r'"rewards/(\w+)"', written))
+  assert len(names) > 10 and names <= set(rewarding.TAKEN)
