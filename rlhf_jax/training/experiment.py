@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.training import evaluate, options, preflight, stages
+from rlhf_jax.training import checks, evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
 from rlhf_jax.types import Params
@@ -58,6 +58,9 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
       cost_params = foreign_reward_model(setup, "cost_model")
       with run.timed(name, claims[name]):
         params, frozen = stages.policy(setup, weights, reward_params, cost_params)
+      for check in checks.of_stage(run.workdir, name, options.stage(config, name)[0]):
+        print(f"{name}: {check.says}", flush=True)
+        run.add({f"{name}/{what}": value for what, value in check.found.items()})
       if "evaluation" in wanted:
         judged = f"{name}_evaluation"
         with run.timed(judged, claims[judged]):

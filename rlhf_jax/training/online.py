@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,20 @@ from rlhf_jax.models.mixture import mixture
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout.generate import generate, left_pad
-from rlhf_jax.training import dynamic_sampling, loop, optimizer, progress, rewarding, sampling
+from rlhf_jax.training import (
+  dynamic_sampling,
+  loop,
+  optimizer,
+  progress,
+  replay,
+  rewarding,
+  sampling,
+  value_heads,
+)
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.setup import Setup, assert_multiple
+from rlhf_jax.training.setup import Lora, Setup, assert_multiple, reward_model_of
 from rlhf_jax.training.step import make_train_step, start
-from rlhf_jax.types import Mean, Params, Rollout
+from rlhf_jax.types import Mean, Params, Reading, Rollout
 
 OTHERS = 1 << 20  # folded into a row's key for whoever answers beside the policy
 
@@ -35,6 +46,9 @@ class Settings:
   accumulate: int = option(1, at_least=1)  # parts a minibatch is split into, to save memory
   checkpoint_every: int = option(5, at_least=1)
   critic: str = option("shared", choices=("shared", "separate"))
+  # What a critic of its own starts from; InstructGPT's and SFFD's were reward models, head and all.
+  critic_init: str = option("policy", choices=("policy", "reward_model"))
+  value_head_std: float = option(0.0, at_least=0)  # of a fresh value head; OpenAI's began at 0
   logged_samples: int = option(4, at_least=0)  # a step, into samples.jsonl
   # Groups whose answers all score the same are replaced from up to so many further draws of a step's prompts.
   dynamic_sampling: int = option(0, at_least=0)
@@ -57,16 +71,21 @@ def run(
   assert_learnable(setup)
   assert_divides(setup, stage, module, config, settings)
   assert_groups(stage, config, settings)
-  assert_critic(stage, module, settings)
+  assert_critic(setup.config, stage, module, config, settings, optim)
   progress.assert_possible(setup, stage, settings.evaluate_every)
-  params = parameters(setup, module, settings, weights, trained)
+  params = parameters(setup, module, settings, weights, trained, frozen["reward_model"])
+  params = value_heads.added(setup, module, config, params)
   algorithm, tx, step_function = learner(setup, module, config, settings, optim)
-  state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
   rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
   collect = jax.jit(make_collect(setup, second=second))
   prompts = setup.task.prompts
   group = group_of(config)
+  if replay.size(config) > 1:
+    first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
+    one, _ = jax.eval_shape(collect, params, rewards.frozen(frozen), *first, setup.sampling)
+    algorithm, step_function = replay.remembering(algorithm, step_function, one, config.replay)
+  state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
 
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
 
@@ -128,12 +147,32 @@ def run(
 
 
 def parameters(
-  setup: Setup, module, settings: Settings, weights: Params, trained: Params
+  setup: Setup,
+  module,
+  settings: Settings,
+  weights: Params,
+  trained: Params,
+  reward_model: Params | None = None,
 ) -> Params:
   """What the algorithm `module` trains: the policy `trained`, and its critic where there is one."""
   if critic_free(module):
     return {"model": trained}
-  return _with_critic(setup, weights, trained, settings.critic)
+  if settings.critic_init == "reward_model":
+    return {"model": trained, "critic": _critic_of(reward_model)}
+  size, std = setup.model.config.hidden_size, settings.value_head_std
+  head = heads.init_head(setup.key("value head"), size, std=std)
+  if settings.critic == "shared":
+    return {"model": trained, "value_head": head}
+  _, trunk, _ = setup.starting_point(weights, "critic")
+  return {"model": trained, "critic": {"model": trunk, "value_head": head}}
+
+
+def _critic_of(reward_model: Params) -> Params:
+  """The trunk of a reward model, and its head after gain and bias, so that values start as rewards."""
+  head, plain = reward_model["reward_head"], heads.unnormalized()
+  gain, bias = (reward_model.get("normalization", plain)[name] for name in ("gain", "bias"))
+  value_head = {"kernel": gain * head["kernel"], "bias": gain * head["bias"] + bias}
+  return {"model": reward_model["model"], "value_head": value_head}
 
 
 def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.Settings):
@@ -284,11 +323,59 @@ def critic_free(module) -> bool:
   return getattr(module, "CRITIC_FREE", False)
 
 
-def assert_critic(stage: str, module, settings: Settings) -> None:
-  """Raises ValueError for a critic of its own where there is none."""
-  if critic_free(module) and settings.critic != "shared":
+def assert_critic(
+  whole: Mapping[str, Any],
+  stage: str,
+  module,
+  config,
+  settings: Settings,
+  optim: optimizer.Settings,
+) -> None:
+  """Raises ValueError for a critic where there is none, or one that cannot start or learn as asked; `whole` is the run's config."""
+  if critic_free(module):
+    for name in ("critic", "critic_init", "value_head_std"):
+      value = getattr(settings, name)
+      if value != getattr(Settings, name):
+        raise ValueError(
+          f"{stage}.{name}={value!r} has no effect, {stage} learns without a critic; leave it out."
+        )
+    return
+  if settings.critic_init == "reward_model":
+    _assert_critic_from_reward_model(whole, stage, settings)
+  warmup = getattr(config, "critic_warmup", 0)
+  if warmup and settings.critic == "shared":
     raise ValueError(
-      f"{stage}.critic={settings.critic!r} has no effect, {stage} learns without a critic; leave it out."
+      f"{stage}.critic_warmup={warmup} needs a critic of its own, the policy would move with a shared one; set "
+      f"{stage}.critic='separate'."
+    )
+  if warmup and optim.weight_decay:
+    raise ValueError(
+      f"{stage}.critic_warmup={warmup} lets the critic alone learn, and {stage}.weight_decay={optim.weight_decay} would "
+      "shrink the policy meanwhile; set one of them to 0."
+    )
+
+
+def _assert_critic_from_reward_model(whole: Mapping[str, Any], stage: str, settings: Settings):
+  asked = f"{stage}.critic_init='reward_model'"
+  if settings.critic != "separate":
+    raise ValueError(f"{asked} needs a trunk of its own; set {stage}.critic='separate'.")
+  if settings.value_head_std:
+    raise ValueError(
+      f"{asked} brings its head, and {stage}.value_head_std={settings.value_head_std} is for a fresh one; leave it out."
+    )
+  if not rewarding.asks_model(whole):
+    raise ValueError(f"{asked} needs a reward model, and none is among rewards.terms.")
+  made = reward_model_of(whole)
+  reading = made.module.reading(made.config) if hasattr(made.module, "reading") else Reading()
+  if made.group.members > 1 and made.group.combine != "average" or reading != Reading():
+    raise ValueError(
+      f"{asked} needs one model whose one number at the last token is the reward, and {made.name} is an ensemble, says several "
+      f"numbers or scores every token; set {stage}.critic_init='policy'."
+    )
+  if whole["lora"].get("rank", Lora.rank) and whole.get("start", {}).get("reward_model"):
+    raise ValueError(
+      f"{asked} cannot be with lora.rank > 0 and start.reward_model, whose adapters stand on weights of their own; train "
+      f"the reward model in this run, or set {stage}.critic_init='policy'."
     )
 
 
@@ -307,11 +394,3 @@ def assert_finite_rewards(rollout: Rollout, ids: list, stage: str, step: int) ->
       f"{len(bad)} of {len(scores)} rewards at step {step} of stage {stage} are not finite: {which}. Repair what "
       "scores these answers, and run again to go on from the last checkpoint."
     )
-
-
-def _with_critic(setup: Setup, weights: Params, trained: Params, critic: str) -> Params:
-  head = heads.init_head(setup.key("value head"), setup.model.config.hidden_size, std=0.0)
-  if critic == "shared":
-    return {"model": trained, "value_head": head}
-  _, trunk, _ = setup.starting_point(weights, "critic")
-  return {"model": trained, "critic": {"model": trunk, "value_head": head}}

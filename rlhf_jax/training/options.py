@@ -76,15 +76,25 @@ def fields(section: str) -> dict[str, tuple[Any, Any]]:
 
 
 def stage(config: Mapping[str, Any], name: str) -> tuple:
-  """The section of stage or algorithm `name` as (its Config, the loop's settings, the optimizer's, ...)."""
+  """The section of stage or algorithm `name` as (its Config, the loop's settings, the optimizer's, ...).
+
+  A Config's `PRESETS` fill in, for the one that the section names as `preset`, what the section does not set; its
+  `for_run` then what depends on the length of the run.
+  """
   section = dict(config.get(name, {}))
   classes = declared(name)
+  presets = getattr(classes[0], "PRESETS", {})
+  section = {**presets.get(str(section.get("preset")), {}), **section}
   for ruled in ("temperature", "max_new_tokens"):
     if ruled in section:
       raise ValueError(f"{name}.{ruled} is not an option; set rollout.{ruled}, which rules both.")
     if ruled in classes[0].__dataclass_fields__:
       section[ruled] = config["rollout"].get(ruled, getattr(Sampling, ruled))
-  return split(section, *classes, where=name)
+  own, settings, *others = split(section, *classes, where=name)
+  if hasattr(own, "for_run"):
+    episodes = settings.prompts * online.group_of(own)
+    own = own.for_run(name, steps=settings.steps, episodes=episodes)
+  return own, settings, *others
 
 
 def check(config: Mapping[str, Any]) -> None:

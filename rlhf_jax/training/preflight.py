@@ -150,9 +150,9 @@ def _assert_prompts(setup: Setup, stage: str, why: str) -> None:
 
 
 def _assert_rollouts(setup: Setup, name: str) -> None:
-  config, settings, _ = options.stage(setup.config, name)
+  config, settings, optim = options.stage(setup.config, name)
   online.assert_learnable(setup)
-  online.assert_critic(name, algorithm_module(name), settings)
+  online.assert_critic(setup.config, name, algorithm_module(name), config, settings, optim)
   progress.assert_possible(setup, name, settings.evaluate_every)
   online.assert_divides(setup, name, algorithm_module(name), config, settings)
   online.assert_groups(name, config, settings)
@@ -189,6 +189,8 @@ def _assert_given(setup: Setup, rows, stage: str, what: str, file: str) -> None:
   if not rows:
     from_file = setup.data.source == "files"
     remedy = f"set data.{file}, a file of them" if from_file else "lower data.prompt_tokens"
+    if file == "feedback" and setup.data.labels == "vader":
+      remedy = "data.labels='vader' makes marks, which reward_from_marks learns from"
     raise ValueError(f"stage {stage} needs {what}, and there are none; {remedy}.")
 
 

@@ -26,19 +26,31 @@ def float64():
     yield
 
 
+def prefixes(batch):
+  """Of each of the three tokens the row of the table that it is drawn from, [B, 3]."""
+  first, second, _ = batch.tokens[:, 1:].T
+  return jnp.stack([jnp.zeros_like(first), 1 + first, 4 + 3 * first + second], axis=1)
+
+
+def align(of_tokens):
+  return jnp.pad(of_tokens, ((0, 0), (1, 0)))
+
+
+def distributions(params, batch, temperature):
+  return jax.nn.log_softmax(params["logits"][prefixes(batch)] / temperature, axis=-1)
+
+
 def evaluate(params, frozen, batch, temperature):
-  first, second, _ = answer = batch.tokens[:, 1:].T
-  prefix = jnp.stack([jnp.zeros_like(first), 1 + first, 4 + 3 * first + second], axis=1)
-  logp = jax.nn.log_softmax(params["logits"][prefix] / temperature, axis=-1)
-  logps = jnp.take_along_axis(logp, answer.T[..., None], axis=-1)[..., 0]
-  align = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
-  values = align(params["values"][prefix]) if "values" in params else None
+  logp = distributions(params, batch, temperature)
+  logps = jnp.take_along_axis(logp, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+  values = align(params["values"][prefixes(batch)]) if "values" in params else None
   return types.TokenStats(align(logps), jnp.zeros_like(align(logps)), values)
 
 
 def compare(params, other, frozen, batch, temperature):
   mine, theirs = (evaluate(p, frozen, batch, temperature) for p in (params, other))
-  return mine, theirs, jnp.zeros_like(mine.logps)
+  p, q = (distributions(of, batch, temperature) for of in (params, other))
+  return mine, theirs, align(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
 
 
 POLICY = types.Policy(evaluate, compare)

@@ -17,10 +17,10 @@ from rlhf_jax import types
 from rlhf_jax.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, remax, rloo
 from rlhf_jax.cli import main
 from rlhf_jax.config import from_dict
-from rlhf_jax.models import llama, policy, registry
+from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.ops import groups, kl, policy_gradients
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import loop, online, options, step
+from rlhf_jax.training import loop, online, optimizer, options, step
 
 FAMILY = {m.__name__.split(".")[-1]: m for m in (grpo, reinforce, reinforce_pp, remax, rloo)}
 GROUPED = {"grpo": {}, "rloo": {}, "reinforce_pp": dict(group=2, baseline="group_mean")}
@@ -622,8 +622,68 @@ def test_the_sampler_rules_the_length_that_losses_are_divided_by():
 
 def test_a_critic_is_refused_where_there_is_none():
   with pytest.raises(ValueError, match="grpo.critic='separate' has no effect"):
-    online.assert_critic("grpo", grpo, online.Settings(critic="separate"))
-  online.assert_critic("ppo", ppo, online.Settings(critic="separate"))
+    assert_critic("grpo", critic="separate")
+  with pytest.raises(ValueError, match="grpo.value_head_std=0.1 has no effect"):
+    assert_critic("grpo", value_head_std=0.1)
+  assert_critic("ppo", critic="separate")
+
+
+def assert_critic(name, whole=None, warmup=0, weight_decay=0.0, **settings):
+  module = {"ppo": ppo, **FAMILY}[name]
+  whole = {"algorithm": {}, "lora": {"rank": 0}, **(whole or {})}
+  config = ppo.Config(critic_warmup=warmup) if module is ppo else module.Config()
+  optim = optimizer.Settings(weight_decay=weight_decay)
+  online.assert_critic(whole, name, module, config, online.Settings(**settings), optim)
+
+
+FROM_REWARDS = dict(critic="separate", critic_init="reward_model")
+ODIN = dict(algorithm=dict(reward_model="reward_odin"))
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(critic_init="reward_model"), "needs a trunk of its own; set ppo.critic='separate'"),
+    (FROM_REWARDS | dict(value_head_std=0.1), "brings its head, and ppo.value_head_std=0.1"),
+    (
+      FROM_REWARDS | dict(whole=dict(rewards=dict(terms=("sentiment",)))),
+      "none is among rewards.terms",
+    ),
+    (FROM_REWARDS | dict(whole=ODIN), "reward_odin is an ensemble, says several numbers"),
+    (
+      FROM_REWARDS | dict(whole=dict(reward_model=dict(members=2))),
+      "reward_model is an ensemble",
+    ),
+    (
+      FROM_REWARDS | dict(whole=dict(lora=dict(rank=4), start=dict(reward_model="elsewhere"))),
+      "cannot be with lora.rank > 0 and start.reward_model",
+    ),
+    (dict(warmup=2), "ppo.critic_warmup=2 needs a critic of its own"),
+    (dict(warmup=2, critic="separate", weight_decay=0.1), "would shrink the policy meanwhile"),
+  ],
+)
+def test_a_critic_that_cannot_start_or_learn_as_asked_is_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    assert_critic("ppo", **settings)
+
+
+def test_a_critic_from_a_reward_model_values_a_whole_answer_at_its_score():
+  """The value before a further token is read where the reward is, at the last one."""
+  with jax.enable_x64(False):
+    head = heads.init_head(jax.random.key(1), 16, 0.5)
+    scale = {"gain": jnp.float32(2.0), "bias": jnp.float32(-0.25)}
+    model = MODEL.init(jax.random.key(0))
+    scored = {"model": model, "reward_head": head, "normalization": scale}
+    settings = online.Settings(**FROM_REWARDS)
+    params = online.parameters(SETUP, ppo, settings, {}, MODEL.init(jax.random.key(2)), scored)
+    rows = types.Sequences.from_mask(
+      jnp.asarray([[1, 2, 4, 6, 0]]), jnp.ones((1, 5)), jnp.ones((1, 5))
+    )
+    values = policy.make_policy(MODEL, critic="separate").evaluate(params, {}, rows, 1.0).values
+    shorter = jax.tree.map(lambda x: x[:, :4], rows)
+    score = policy.make_scorer(MODEL).score(scored, {}, shorter)
+    np.testing.assert_allclose(values[:, 4], score, rtol=1e-5)
+    assert float(jnp.abs(score[0])) > 0.01
 
 
 def test_rows_of_groups_must_divide():
