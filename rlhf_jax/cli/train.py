@@ -57,17 +57,18 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def results_table(results: dict[str, float]) -> str:
-  """One line a policy: its reward, its cost if there is one, its KL from the SFT model in nats, and how often it beats that."""
+  """One line a policy: its score, reward, cost and KL from the SFT model in nats, and how often, or how far, it beats that."""
   from rlhf_jax.report.tables import bounds_of, policies_of
 
-  columns = {"reward": "reward", "cost": "cost", "kl": "KL"}
+  columns = {"score": "score", "reward": "reward", "cost": "cost", "kl": "KL"}
   policies = policies_of(results)
-  shown = [
-    name for name in columns if name != "cost" or any(f"{p}/cost" in results for p in policies)
-  ]
-  rows = [("policy", *(columns[name] for name in shown), "wins against SFT [95 % interval]")]
+  has = lambda name: any(f"{policy}/{name}" in results for policy in policies)
+  shown = [name for name in columns if name in ("reward", "kl") or has(name)]
+  beats = "score_gain" if has("score_gain") else "win_rate"
+  heading = {"score_gain": "score over SFT's", "win_rate": "wins against SFT"}[beats]
+  rows = [("policy", *(columns[name] for name in shown), f"{heading} [95 % interval]")]
   for policy in policies:
-    rate, low, high = bounds_of(results, f"{policy}/win_rate")
+    rate, low, high = bounds_of(results, f"{policy}/{beats}")
     wins = "" if rate is None else f"{rate:.3f} [{low:.3f}, {high:.3f}]"
     rows.append((policy, *(_number(results.get(f"{policy}/{name}")) for name in shown), wins))
   if len(rows) == 1:

@@ -26,7 +26,7 @@ class Named(NamedTuple):
 
 NAMED = (
   Named("Score", ("eval/score",), "the task's own check of answers to the held-out prompts, mean"),
-  Named("Reward", ("rewards/mean",), "the reward model's score of the samples, mean of a batch"),
+  Named("Reward", ("rewards/mean",), "of what was written, mean of a batch"),
   Named(
     "KL from the reference",
     ("policy/kl_k1", "policy/kl_k3", "policy/kl_exact"),

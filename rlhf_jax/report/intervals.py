@@ -44,6 +44,17 @@ def win_rates(results: dict[str, float]) -> Whiskers | None:
   return _whiskers("Win rate against SFT", "same prompts, ties half, 95 % intervals", rows, 0.5)
 
 
+def scores(results: dict[str, float]) -> Whiskers | None:
+  """What the task's own check gave every policy, about SFT's."""
+  rows = [
+    (title(policy), *bounds, interval(*bounds), 1)
+    for policy in policies_of(results)
+    if (bounds := bounds_of(results, f"{policy}/score"))[0] is not None
+  ]
+  note = "what the task's own check gives answers to held-out prompts, 95 % intervals"
+  return _whiskers("Score", note, rows, results.get("sft/score"))
+
+
 def scorers(results: dict[str, float]) -> Whiskers | None:
   """Every `<scorer>/auc`, and `<scorer>/auc_<m>_to_<n>_tokens` below it; the reward model first."""
   found = []
@@ -59,6 +70,9 @@ def scorers(results: dict[str, float]) -> Whiskers | None:
     rows.append((label, *bounds, interval(*bounds), 1 if rank == 0 else 2))
   note = "how often a great review scores above another one; held-out reviews, 95 % intervals"
   return _whiskers("Accuracy on human labels (AUC)", note, rows, None, _remark(results))
+
+
+FIGURES = (scores, win_rates, scorers)
 
 
 def _remark(results: dict[str, float]) -> str:
@@ -84,8 +98,9 @@ def _whiskers(
     return None
   bounds = [b for row in rows for b in row[1:4] if b is not None]
   bounds += [] if reference is None else [reference - 0.1, reference]  # off the edge
-  low = max(_floor_to_tenth(min(bounds)), 0.0)
-  high = min(-_floor_to_tenth(-max(bounds)), 1.0)
+  low, high = _floor_to_tenth(min(bounds)), -_floor_to_tenth(-max(bounds))
+  if all(0 <= row[1] <= 1 for row in rows):
+    low, high = max(low, 0.0), min(high, 1.0)
   high = high if high > low else low + 0.1
   place = lambda v: 100 * (v - low) / (high - low)
   return Whiskers(

@@ -35,7 +35,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     facts=[(label, run.config[name]) for name, label in FACTS.items() if name in run.config],
     headlines=tables.headlines(run),
     policies=tables.policy_table(run.results),
-    figures=[f for f in (intervals.win_rates(run.results), intervals.scorers(run.results)) if f],
+    figures=[f for f in (drawn(run.results) for drawn in intervals.FIGURES) if f],
     reliability=calibration.reliability(run.calibration),
     stages=tables.stage_table(run),
     groups=[group for group in groups if group.named or group.others],

@@ -17,7 +17,7 @@ from rlhf_jax.report.words import (
 )
 
 POLICIES = ("sft", "best", "ppo", "dpo")  # by their first word, in this order, then any others
-MARKS = ("reward", "kl", "win_rate")  # results that only a policy has
+MARKS = ("score", "reward", "kl", "win_rate")  # results that only a policy has
 SAMPLES = 24
 TRAINING_SAMPLES = 3  # of a stage's first and last logged steps each
 
@@ -59,6 +59,8 @@ def policy_table(results: dict[str, float]) -> Table:
   """One row a policy; columns that no policy has are left out."""
   policies = policies_of(results)
   columns = {
+    "score": ("Score", _decimals(3)),
+    "score_gain": ("Score over SFT", _decimals(3)),
     "reward": ("Reward", _decimals(2)),
     "cost": ("Cost", _decimals(3)),
     "kl": ("KL, nats", _decimals(2)),
@@ -126,6 +128,13 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     base = r.get("baseline/auc")
     detail = "" if base is None else f"{base:.3f} for TF-IDF on the same reviews"
     figures.append((f"{value:.3f}", "reward model AUC", detail))
+  for policy in policies_of(r):
+    value, low, high = bounds_of(r, f"{policy}/score_gain")
+    if value is not None and not policy.startswith("best_of_"):
+      score = _decimals(3)
+      bounds = "" if low is None else f", 95\u00a0% interval {score(low)} to {score(high)}"
+      gain = f"{score(value)} over SFT on the same prompts{bounds}"
+      figures.append((score(r.get(f"{policy}/score")), f"{title(policy)} score", gain))
   for policy in ("ppo", "dpo"):
     value, low, high = bounds_of(r, f"{policy}/win_rate")
     if value is not None:
@@ -178,7 +187,7 @@ def training_samples(samples: list[dict]) -> list[tuple[str, Table]]:
 
 
 def _sample(prompt: str, rows: dict[str, dict]) -> Sample:
-  rewards = [row.get("reward") for row in rows.values()]
+  rewards = [row.get("reward", row.get("score")) for row in rows.values()]
   known = [reward for reward in rewards if is_number(reward)]
   best = max(known) if len(known) > 1 else math.inf
   cells = [

@@ -13,7 +13,16 @@ import numpy as np
 from rlhf_jax.training import disk
 from rlhf_jax.training.experiment import train
 
-SHOWN = ("reward", "kl", "win_rate", "vader_win_rate", "distinct_2_ratio", "logp_base")
+SHOWN = (
+  "score",
+  "score_gain",
+  "reward",
+  "kl",
+  "win_rate",
+  "vader_win_rate",
+  "distinct_2_ratio",
+  "logp_base",
+)
 
 
 def train_seeds(

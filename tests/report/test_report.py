@@ -8,7 +8,7 @@ from matplotlib import image
 
 from rlhf_jax import report
 from rlhf_jax.report import calibration, charts, intervals, tables, words
-from rlhf_jax.report.run import Series, read_run
+from rlhf_jax.report.run import Run, Series, read_run
 
 RESULTS = {
   "reward_model/auc": 0.931,
@@ -200,6 +200,40 @@ def test_policies_stand_in_order_and_empty_columns_are_left_out():
   assert [cell.detail for cell in ppo] == ["", "", "", "69.7–78.5", "× 0.86"]
   assert table.rows[3][2].text == words.NONE
   assert table.rows[1][2].text == "≤ 0.64"
+
+
+CHECKED = {
+  "sft/score": 0.35,
+  "sft/score_low": 0.3,
+  "sft/score_high": 0.4,
+  "grpo/score": 0.62,
+  "grpo/score_low": 0.55,
+  "grpo/score_high": 0.68,
+  "grpo/score_gain": 0.27,
+  "grpo/score_gain_low": 0.2,
+  "grpo/score_gain_high": 0.33,
+}
+
+
+def test_scores_of_a_task_that_can_be_checked_stand_with_their_gain_over_sft():
+  table = tables.policy_table(CHECKED)
+  assert table.headings == ["Policy", "Score", "Score over SFT"]
+  sft, grpo = ([tuple(cell) for cell in row] for row in table.rows)
+  assert sft == [("SFT", ""), ("0.350", "0.300 to 0.400"), (words.NONE, "")]
+  assert grpo[1:] == [("0.620", "0.550 to 0.680"), ("0.270", "0.200 to 0.330")]
+  run = Run("checked", {}, {}, [], {}, CHECKED, {}, finished=True, notes=[])
+  (tile,) = tables.headlines(run)
+  assert tile[0] == "0.620" and "0.270 over SFT" in tile[2] and "0.200 to 0.330" in tile[2]
+
+
+def test_scores_are_placed_about_sfts_and_may_leave_the_unit_interval():
+  figure = intervals.scores(CHECKED)
+  assert [row.label for row in figure.rows] == ["SFT", "GRPO"]
+  assert (figure.low_label, figure.high_label) == ("0.2", "0.7")
+  np.testing.assert_allclose(figure.reference, 30.0)
+  wide = intervals.scores({"sft/score": -1.0, "grpo/score": 2.0})
+  assert 0 < wide.rows[0].at == wide.reference < 10 and wide.rows[1].at == 100
+  assert intervals.scores(RESULTS) is None
 
 
 def test_win_rates_are_placed_on_a_common_track():
