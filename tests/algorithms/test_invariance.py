@@ -21,9 +21,12 @@ from rlhf_jax.algorithms import (
   dpo,
   grpo,
   kto,
+  nash_md,
+  online_dpo,
   orpo,
   pl_dpo,
   ppo,
+  raft,
   reinforce,
   reinforce_pp,
   remax,
@@ -37,6 +40,7 @@ from rlhf_jax.algorithms import (
   rloo,
   sft,
   simpo,
+  xpo,
 )
 from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import ensemble, step
@@ -159,6 +163,14 @@ def rollouts(layout: Layout) -> types.Rollout:
   )
 
 
+def twice(layout: Layout) -> types.Rollout:
+  """The rollouts, and as many again with other tokens: four prompts, two answers to each in adjacent rows."""
+  first = rollouts(layout)
+  other = sequences(RESPONSES, layout, seed=6)
+  second = first.replace(sequences=other, rewards=-0.5 * first.rewards)
+  return jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
+
+
 def params_of(seed: int, **kinds) -> dict:
   keys = jax.random.split(jax.random.key(seed), 1 + len(kinds))
   made = {
@@ -195,6 +207,7 @@ class Case(NamedTuple):
   params: dict
   batch: Any  # Layout -> batch
   model: Any = POLICY
+  roles: bool = False  # whether two rows of a pair are by different writers, whose order matters
 
   @property
   def algorithm(self) -> types.Algorithm:
@@ -369,6 +382,19 @@ CASES = {
     rollouts,
   ),
   "remax": Case(remax.make, remax.Config(**CRITIC_FREE), OTHER_ACTOR, rollouts),
+  "online_dpo": Case(
+    online_dpo.make,
+    online_dpo.Config(learning_rate=0.02, epochs=2, wpo=True, nll_coef=0.2),
+    OTHER_ACTOR,
+    twice,
+  ),
+  "xpo": Case(
+    xpo.make, xpo.Config(learning_rate=0.02, epochs=2, alpha=0.1), OTHER_ACTOR, twice, roles=True
+  ),
+  "nash_md": Case(
+    nash_md.make, nash_md.Config(kl_in="loss", **CRITIC_FREE), OTHER_ACTOR, twice, roles=True
+  ),
+  "raft": Case(raft.make, raft.Config(group=2, **CRITIC_FREE), OTHER_ACTOR, twice),
 }
 
 
@@ -437,7 +463,10 @@ def test_padding_changes_nothing(name, side):
 
 def test_the_order_of_rows_changes_nothing(name):
   # Groups of answers to one prompt, here pairs of rows, stay together.
-  batch = jax.tree.map(lambda x: x[np.array([3, 2, 1, 0])], CASES[name].batch(PLAIN))
+  batch = CASES[name].batch(PLAIN)
+  pairs = np.arange(len(jax.tree.leaves(batch)[0])).reshape(-1, 2)[::-1]
+  rows = (pairs if CASES[name].roles else pairs[:, ::-1]).ravel()
+  batch = jax.tree.map(lambda x: x[rows], batch)
   assert_same(learned(name, batch), plainly(name))
 
 
