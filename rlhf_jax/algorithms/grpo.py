@@ -7,7 +7,7 @@
 |---|---|
 | GRPO | the defaults |
 | Dr.GRPO (arXiv:2503.20783) | scale="none", aggregation="fixed_length", kl_coef=0 |
-| DAPO (arXiv:2503.14476) | clip_eps_high=0.28, aggregation="token", overlong_cache, kl_coef=0 (without its dynamic sampling) |
+| DAPO (arXiv:2503.14476) | clip_eps_high=0.28, aggregation="token", overlong_cache, kl_coef=0, and dynamic_sampling of the loop |
 | GSPO (arXiv:2507.18071) | ratio="sequence", clip_eps=3e-4, clip_eps_high=4e-4, kl_coef=0 |
 | CISPO (arXiv:2506.13585) | surrogate="cispo", aggregation="token", clip_eps=1, clip_eps_high=4, kl_coef=0 |
 
