@@ -64,7 +64,7 @@ def test_shortest_paths_agree_with_counting_every_path(seed):
     "ca": 0,  # no such edge
     "cbaa": 0,  # the goal has no way out
     "cba ": 0,
-    "cbA": 0,  # the letter of a node that is not there
+    "cbAa": 0,  # over the letter of a node that is not there
     "cbéba": 0,
     "a": 0,
   }.items(),
