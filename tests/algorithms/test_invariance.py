@@ -26,6 +26,7 @@ from rlhf_jax.algorithms import (
   orpo,
   pl_dpo,
   ppo,
+  ppo_lagrangian,
   raft,
   reinforce,
   reinforce_pp,
@@ -161,6 +162,15 @@ def rollouts(layout: Layout) -> types.Rollout:
     bootstrap=jnp.zeros(B),
     baseline=jnp.asarray([0.5, -0.5, 1.0, 0.0]),
   )
+
+
+def costed(layout: Layout) -> types.Rollout:
+  written = rollouts(layout)
+  score = [
+    [*[0.0] * (len(row) - 1), cost]
+    for row, cost in zip(RESPONSES, (0.9, 0.1, 0.4, 0.6), strict=True)
+  ]
+  return written.replace(costs=jnp.asarray(laid(score, layout), jnp.float32))
 
 
 def twice(layout: Layout) -> types.Rollout:
@@ -320,6 +330,9 @@ CASES = {
     {"model": ACTOR["model"], "critic": params_of(3, value_head=True)},
     rollouts,
     SEPARATE,
+  ),
+  "ppo_lagrangian": Case(
+    ppo_lagrangian.make, ppo_lagrangian.Config(learning_rate=0.05, epochs=2), ACTOR, costed
   ),
   "a2c": Case(a2c.make, a2c.Config(importance_level="token", **CRITIC_FREE), ACTOR, rollouts),
   "grpo, weighted KL": Case(
