@@ -409,6 +409,12 @@ def an_empty_prompt_to_generate_from(run):
 
 option("sft.batch_size", 9, "sft.batch_size=9 exceeds the 2 packed rows of text", "at most 2")
 option("reward_model.batch_size", 9, "reward_model.batch_size=9 exceeds the 4 pairs; lower it")
+option(
+  "ppo_lagrangian",
+  dict(multiplier=0, multiplier_update="log"),
+  "ppo_lagrangian.multiplier=0.0 stays 0",
+  "or use 'projected'",
+)
 option("ppo.prompts", 9, "ppo.prompts=9 exceeds the 4 prompts; lower it to at most 4")
 option("mesh.data", 4, "sft.batch_size=2 does not divide over 4 data shards", "a multiple of 4")
 option("mesh.data", 9, "needs 9 devices and there are 4", "lower mesh.data")
@@ -674,6 +680,36 @@ def a_start_on_another_model(run):
 def a_starting_reward_model_of_another_adapter_scale(run):
   start = run.another_run("reward_model", lora=dict(rank=2, alpha=8.0))
   run.train(stages=("sft", "policy"), start=dict(reward_model=start), lora=dict(rank=1, alpha=8.0))
+
+
+@refused("start.sft=", "learned its tokens from other texts than this run", "its data and its seed")
+def a_start_that_reads_other_tokens(run):
+  learned = dict(source="random", random=dict(MODEL, vocab_size=262))
+  run.write("others", *(dict(prompt="zz", response=f"xyxyxyxy {t}") for t in TEXTS))
+  other = dict(run.config["data"], sft=str(run.folder / "others.jsonl"))
+  start = run.another_run("sft", model=learned, data=other)
+  run.train(stages=("reward_model",), start=dict(sft=start), model=learned)
+
+
+@refused("ppo_lagrangian needs a cost model", "set start.cost_model to the workdir of a run")
+def costs_without_a_cost_model(run):
+  run.train(algorithm=dict(name="ppo_lagrangian"), ppo_lagrangian=dict(steps=1, prompts=2))
+
+
+@refused("start.cost_model=", "holds no finished stage reward_model; finish it there first")
+def a_cost_model_that_is_not_finished(run):
+  run.train(start=dict(cost_model=run.another_run("sft")))
+
+
+@refused("start.cost_model=", "by 'min', which is careful with rewards and careless with costs")
+def a_cost_model_that_takes_the_least(run):
+  group = dict(members=2, combine="min")
+  run.train(start=dict(cost_model=run.another_run("reward_model", reward_model=group)))
+
+
+@refused("needs pairs, and there are none", "makes marks, which reward_from_marks learns from")
+def a_classifiers_marks_for_a_model_of_pairs(run):
+  run.train(data=dict(REVIEWS, labels="vader"))
 
 
 @refused("start.sft='x' replaces a stage that config.stages trains", "take sft out")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.config import from_dict
-from rlhf_jax.data import examples
+from rlhf_jax.data import examples, tasks
 from rlhf_jax.models import lora
 from rlhf_jax.training import (
   answers,
@@ -25,7 +25,13 @@ from rlhf_jax.training import (
   stages,
 )
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Lora, Setup, algorithm_module, reward_model_of
+from rlhf_jax.training.setup import (
+  Lora,
+  Setup,
+  algorithm_module,
+  learned_tokenizer,
+  reward_model_of,
+)
 
 ADAM_COPIES = 3  # parameters and two moments
 
@@ -38,8 +44,8 @@ def assert_ready(setup: Setup) -> None:
     if stage in wanted:
       assert_no_start(setup.config, stage)
     else:
-      started_from(setup.config, stage)
-  started_from(setup.config, "cost_model")
+      _assert_same_tokens(setup, stage, started_from(setup.config, stage))
+  _assert_same_tokens(setup, "cost_model", started_from(setup.config, "cost_model"))
   if "sft" in wanted:
     _assert_sft(setup)
   if "reward_model" in wanted:
@@ -97,6 +103,19 @@ def started_from(config: Mapping[str, Any], stage: str) -> RunDir | None:
         "careless with costs; train it with 'mean' or 'average'."
       )
   return run
+
+
+def _assert_same_tokens(setup: Setup, stage: str, run: RunDir | None) -> None:
+  """Raises ValueError where `run` reads other tokens: those of a model made from nothing are learned from texts."""
+  if run is None or setup.config["model"].get("source") != "random":
+    return
+  data = from_dict(tasks.Settings, run.config["data"], where="data")
+  size = run.config["model"]["random"]["vocab_size"]
+  theirs = learned_tokenizer(data, size, run.config["seed"])
+  if theirs.get_vocab() != setup.tokenizer.get_vocab():
+    raise ValueError(
+      f"start.{stage}={str(run.workdir)!r} learned its tokens from other texts than this run; use its data and its seed."
+    )
 
 
 def assert_no_start(config: Mapping[str, Any], stage: str) -> None:

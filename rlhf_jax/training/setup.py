@@ -134,7 +134,7 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     if not model_config.random:
       raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
     family_config = load.family_config(dict(model_config.random), where="model.random")
-    tokenizer = _learned_tokenizer(data, family_config.vocab_size, seed)
+    tokenizer = learned_tokenizer(data, family_config.vocab_size, seed)
     params = None
   else:
     family_config, params, tokenizer = load.load(model_config.source)
@@ -225,7 +225,7 @@ def _make_cost_scorer(config, model: LanguageModel, lora: Lora, tokenizer) -> Sc
   return as_probability(scorer) if made.module.DATA == "marks" else scorer
 
 
-def _learned_tokenizer(data: tasks.Settings, size: int, seed: int):
+def learned_tokenizer(data: tasks.Settings, size: int, seed: int):
   """Bytes, and as many pairs of them from the texts of SFT as the vocabulary holds."""
   tokenizer = byte_tokenizer()
   tokenize.assert_fits(tokenizer, size, where="model.random")
