@@ -13,7 +13,18 @@ import rlhf_jax
 from rlhf_jax.cli import environment
 from rlhf_jax.cli.parser import Parser, UsageError, nearest
 
-VERBS = ("train", "compare", "evaluate", "rank", "generate", "chat", "convert", "data", "report")
+VERBS = (
+  "train",
+  "compare",
+  "evaluate",
+  "rank",
+  "generate",
+  "chat",
+  "convert",
+  "data",
+  "report",
+  "label",
+)
 RAISED = (ValueError, OSError, ImportError, FloatingPointError)  # by our own checks, with a remedy
 
 

@@ -4,7 +4,6 @@ Whoever asks shows a token in the header `Authorization: Bearer …`; it is in n
 their own scripts alone, load nothing from elsewhere and cannot be framed (`HEADERS`).
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +77,7 @@ def make_app(store: Store) -> FastAPI:
   app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
   app.add_middleware(Guarded)
   project = store.project
+  description = described(project)
 
   @app.exception_handler(Refused)
   def refused(request: Request, error: Refused):
@@ -118,7 +118,7 @@ def make_app(store: Store) -> FastAPI:
 
   @app.get("/api/project")
   def read_project(who: Anyone) -> dict:
-    return {"name": who.name, "role": who.role, **described(project)}
+    return {"name": who.name, "role": who.role, **description}
 
   def answer(who: Annotator, handed: Handed | None) -> dict:
     given = None if handed is None else shown(handed, project)
@@ -206,7 +206,6 @@ def checked(function, *args):
     raise HTTPException(422, str(error)) from error
 
 
-@functools.lru_cache(maxsize=8)
 def described(project: Project) -> dict:
   """What the pages need to know of a project."""
   return {
