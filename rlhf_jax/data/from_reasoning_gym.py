@@ -35,8 +35,9 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
       raise ValueError(
         f"data.{name} is read with data.source='files' alone, and that is 'reasoning_gym'; set one of them."
       )
-  generator = make_generator(settings.task, settings.task_options or {}, seed)
   sizes = settings.test_prompts, settings.solved, settings.problems
+  options = settings.task_options or {}
+  generator = make_generator(settings.task, options, seed, 2 * sum(sizes))
   entries = dict(itertools.islice(distinct(generator, settings.task), sum(sizes)))
   if len(entries) < sum(sizes):
     raise ValueError(
@@ -51,9 +52,10 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
   prompts = lambda part: [encode.prompt(tokenizer, each) for each in part]
   fitting = lambda part, limit: [each for each in part if len(each.tokens) <= limit]
   test = fitting(prompts(test), settings.prompt_tokens)
+  solved = [each for each in solved if entries[each.id]["answer"] is not None]
   solved = fitting([encode.example(tokenizer, each) for each in solved], settings.max_tokens)
   problems = fitting(prompts(problems), settings.prompt_tokens)
-  too_long = sum(sizes) - len(test) - len(solved) - len(problems)
+  lost = sum(sizes) - len(test) - len(solved) - len(problems)
 
   def verifier(ids: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """What the generator's rule gives each response, float64[N]."""
@@ -75,13 +77,17 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     verifier=verifier,
     notes=(
       f"{settings.task}: {len(solved):,} problems with their answers for SFT, {len(problems):,} to answer in training, "
-      f"{len(test):,} held out, no question twice; {too_long:,} left out, longer than data.prompt_tokens or data.max_tokens",
+      f"{len(test):,} held out, no question twice; {lost:,} left out, too long for data.prompt_tokens or data.max_tokens or without a "
+      "solution to learn",
     ),
   )
 
 
-def make_generator(name: str, options: Mapping[str, Any], seed: int):
-  """The dataset `name` of reasoning-gym with its own `options`; ImportError or ValueError with the remedy."""
+def make_generator(name: str, options: Mapping[str, Any], seed: int, size: int):
+  """The dataset `name` of reasoning-gym with its own `options`; ImportError or ValueError with the remedy.
+
+  Most of them draw any problem when asked for it; few draw `size` problems at once and have no others.
+  """
   try:
     from reasoning_gym import factory
   except ImportError as error:
@@ -100,7 +106,7 @@ def make_generator(name: str, options: Mapping[str, Any], seed: int):
       )
   first = int(np.random.default_rng(seed).integers(2**31))
   try:
-    return factory.create_dataset(name, **options, seed=first, size=2**31)
+    return factory.create_dataset(name, **options, seed=first, size=size)
   except (AssertionError, TypeError, ValueError) as error:
     raise ValueError(f"data.task_options={dict(options)!r}: {name} says {error}") from error
 
@@ -110,7 +116,10 @@ def distinct(generator, name: str) -> Iterator[tuple[str, dict]]:
   seen: set[str] = set()
   repeated = 0
   for index in itertools.count():
-    entry = generator[index]
+    try:
+      entry = generator[index]
+    except IndexError:
+      return
     repeated = repeated + 1 if entry["question"] in seen else 0
     if repeated == PATIENCE:
       return
@@ -129,7 +138,7 @@ def text(id: str, entry: Mapping[str, Any], settings: Settings, chat: bool) -> T
       f"data.question={settings.question!r} names {error}, which {settings.task} does not have"
       f"{suggest(error.args[0], fields)}"
     ) from error
-  answer = settings.answer_after + entry["answer"]
+  answer = settings.answer_after + (entry["answer"] or "")
   if not chat:
     return Text(id, question, answer)
   turn = lambda role, content: ({"role": role, "content": content},)
