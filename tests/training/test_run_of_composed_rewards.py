@@ -138,3 +138,17 @@ def test_a_run_that_its_reward_stopped_goes_on_bit_for_bit_when_that_is_repaired
   assert keep(repaired) == keep(results)
   names = ("reward_errors.jsonl", "samples.jsonl")
   assert all((again / n).read_text() == (workdir / n).read_text() for n in names)
+
+
+def test_without_a_reward_model_there_is_neither_reward_nor_best_of_n(tmp_path):
+  config = config_of(tmp_path)
+  config |= dict(
+    rewards={},  # asks for one
+    algorithm=dict(name="dpo"),
+    answers=dict(source="human"),
+    dpo=dict(epochs=0.2, batch_size=8, learning_rate=1e-3),
+    evaluation=dict(batch_size=8),
+  )
+  results = experiment.train(config, tmp_path / "workdir")
+  assert {"sft/score", "dpo/score", "dpo/score_gain", "dpo/kl", "dpo/length"} <= results.keys()
+  assert not [name for name in results if name.endswith("/reward") or name.startswith("best_of")]
