@@ -16,6 +16,7 @@ from rlhf_jax.cli.parser import Parser, UsageError, nearest
 VERBS = (
   "train",
   "compare",
+  "ablate",
   "evaluate",
   "rank",
   "generate",

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.config import from_dict, hyperparameters, split, suggest
+from rlhf_jax.config import from_dict, hyperparameters, option, split, suggest
 from rlhf_jax.data import tasks
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import (
@@ -45,6 +45,14 @@ class Start:
   answers: str = (
     ""  # whose sampled answers, reference log-probabilities and SFT evaluation are taken
   )
+
+
+@hyperparameters
+class Ablation:
+  """Variants side by side over several seeds; `training/sweep.py`."""
+
+  seeds: int = option(8, at_least=2)  # the run's own and those after it
+  base: str = "base"  # the variant that the others are compared with
 
 
 def sections() -> list[str]:
@@ -192,4 +200,5 @@ _SECTIONS = {
   "rewards": rewarding.Settings,
   "start": Start,
   "evaluation": evaluate.Settings,
+  "ablation": Ablation,
 }
