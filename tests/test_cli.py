@@ -104,6 +104,8 @@ USAGE = {  # the command: what the error names
   "generate --prompt=a": "one of --workdir=DIR, with --stage=NAME, and --model=SOURCE",
   "generate --model=a --workdir=b --prompt=a": "one of --workdir=DIR",
   "generate --model=a": "give --prompt=TEXT or --prompts=FILE.jsonl",
+  "generate --model=a --prompt=a --best-of=4": "--best-of=4 asks a reward model; give --workdir",
+  "generate --workdir=a --prompt=a --best-of=4 --greedy": "nothing to choose from with --greedy",
   "generate --model=a --prompt=a --top-k=few": "argument --top-k: invalid int value",
   "generate --model=a --prompt=a --temprature=1": "did you mean --temperature",
   "convert --model=a": "--to is needed",
@@ -135,6 +137,7 @@ ERRORS = {
   "generate --workdir=RUN --prompt=a --max-new-tokens=128": "exceed the model's 128 positions",
   "generate --workdir=RUN --prompt=a --temperature=0": "sampling.temperature=0.0 should be greater than 0",
   "generate --workdir=RUN --prompt=a --samples=0": "--samples=0 should be at least 1",
+  "generate --workdir=RUN --prompt=a --best-of=0": "--best-of=0 should be at least 1",
   "generate --workdir=RUN --prompts=TMP/none.jsonl": "none.jsonl is not a file",
   "generate --model=TMP/none --prompt=a": "models are not downloaded",
   "chat --workdir=RUN": "no chat template",
@@ -188,6 +191,21 @@ def test_generate_continues_every_prompt_and_leaves_the_run_alone(tiny_run, caps
   assert all(row["logp"] < 0 and isinstance(row["truncated"], bool) for row in rows)
   assert rows[0]["response"] != rows[1]["response"]
   assert "skipped 1 of 2 rows" in captured.err
+  assert snapshot(workdir) == before
+
+
+def test_the_best_of_several_answers_is_the_one_of_highest_reward(tiny_run, capsys):
+  _, workdir = tiny_run
+  options = [f"--workdir={workdir}", "--stage=sft", "--prompt=The tea", "--max-new-tokens=9"]
+
+  def rows(*more):
+    lines = said(capsys, "generate", *options, "--json", *more).splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+  before = snapshot(workdir)
+  halves, whole = rows("--samples=2", "--best-of=6"), rows("--best-of=12")
+  assert len(halves) == 2 and len({row["reward"] for row in halves}) == 2
+  assert whole == [max(halves, key=lambda row: row["reward"])]  # of the same twelve answers
   assert snapshot(workdir) == before
 
 

@@ -11,7 +11,7 @@ import jax
 
 from rlhf_jax.config import suggest
 from rlhf_jax.rollout.generate import Sampling
-from rlhf_jax.training import experiment, options, stages
+from rlhf_jax.training import experiment, held_out, options, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, make_setup
 from rlhf_jax.types import LanguageModel, Params
@@ -78,6 +78,30 @@ def model(workdir: str | os.PathLike, stage: str) -> TextModel:
   return TextModel(
     setup.model, jax.device_get(weights), setup.tokenizer, setup.sampling, setup.dtype
   )
+
+
+def reward_model(workdir: str | os.PathLike) -> held_out.Reader:
+  """The reward model of a run, its own or that of `start.reward_model`, to read answers with.
+
+  Raises ValueError where there is none.
+  """
+  run = _open(workdir)
+  own = run.finished("reward_model")
+  config = _config(run, "reward_model" if own else None)
+  if not own and not config.get("start", {}).get("reward_model"):
+    raise ValueError(
+      f"{run.workdir} has no finished reward model; add reward_model to config.stages and train it there, or give the "
+      "--workdir of a run that has one."
+    )
+  setup = make_setup(config, run.workdir)
+  with jax.set_mesh(setup.mesh):
+    if own:
+      weights = experiment.starting_weights(setup)
+      base, _, _ = setup.starting_point(weights, "reward_model")
+      params = stages.reward_model(setup, weights)
+    else:
+      base, params = {}, experiment.foreign_reward_model(setup)
+  return held_out.Reader(setup, params, {"base": base}, batch_size=16)
 
 
 def _setup(workdir: str | os.PathLike, stage: str) -> tuple[RunDir, Setup]:
