@@ -1,6 +1,6 @@
-"""Group advantages, PPO's details and policy losses against the reference libraries' own numbers, in value and gradient.
+"""Group advantages, PPO's details, policy losses and values of tokens against the reference libraries' own numbers, in value and gradient.
 
-`tests/golden/rl_*.json` holds more than is compared here: losses that are not ours (SAPO, VESPO, GMPO, ILQL, ...) wait
+`tests/golden/rl_*.json` holds more than is compared here: losses that are not ours (SAPO, VESPO, GMPO, V-trace, ...) wait
 there for theirs. What is left out of a kind that is compared is named in `differs`, with the reason. TRL, verl and trlx
 whiten by a variance over n − 1, where ours, OpenAI's, is over n: the comparison converts.
 """
@@ -16,11 +16,11 @@ import pytest
 import test_parity
 
 from rlhf_jax import types
-from rlhf_jax.algorithms import grpo, nash_md, ppo, reinforce, rloo, xpo
-from rlhf_jax.ops import kl, policy_gradients, stats
+from rlhf_jax.algorithms import grpo, ilql, nash_md, ppo, reinforce, rloo, xpo
+from rlhf_jax.ops import kl, policy_gradients, q_learning, stats
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-FILES = ("rl_trl_1_16", "rl_verl", "rl_openrlhf", "rl_tunix", "rl_trl_1_12", "rl_trlx")
+FILES = ("rl_trl_1_16", "rl_verl", "rl_openrlhf", "rl_tunix", "rl_trl_1_12", "rl_trlx", "rl_rlax")
 TOLERANCE = 2e-6  # of the largest entry; TRL's advantages are float32 themselves
 SCALES = {"group": "group_std", "batch": "batch_std", "none": "none"}
 
@@ -249,6 +249,81 @@ def nash_md_loss(x, *, beta):
   }
 
 
+def next_value(kind, x, *, double=False, alpha=0.0):
+  """What the next state is worth, [N]."""
+  if kind == "q_learning":
+    select = x["next_q"] if double else x["target_next_q"]
+    return q_learning.double_value(select, x["target_next_q"])
+  if kind == "sarsa":
+    return q_learning.taken(x["next_q"], x["next_actions"].astype(int))
+  logp = jax.nn.log_softmax(x["next_logits"])
+  if not alpha:
+    return q_learning.expected_value(x["next_q"], logp)
+  least = jnp.minimum(x["next_q"], x["target_next_q"])
+  return q_learning.soft_value(least, logp, 0.0, alpha)
+
+
+def td(kind):
+  def errors(x, **settings):
+    values = next_value(kind, x, **settings)
+    answers = jnp.stack([x["rewards"], 0.0 * values], 1), jnp.stack([0.0 * values, values], 1)
+
+    @jax.vmap  # of two tokens each, with a discount of its own
+    def target(rewards, values, gamma):
+      row = rewards[None], values[None], jnp.ones((1, 2))
+      return q_learning.targets(*row, gamma=gamma)[0, 0]
+
+    targets = target(*answers, x["discounts"])
+
+    def loss(q_values):
+      errors = targets - q_learning.taken(q_values, x["actions"].astype(int))
+      return jnp.mean(0.5 * jnp.square(errors)), errors
+
+    (mean, errors), gradient = jax.value_and_grad(loss, has_aux=True)(x["q_values"])
+    found = {"mean_loss": mean, "targets": targets, "td_errors": errors}
+    return {**found, "gradient": {"q_values": gradient}}
+
+  return errors
+
+
+def expectile(x, *, tau):
+  loss = lambda predictions: jnp.mean(q_learning.expectile_loss(predictions, x["targets"], tau))
+  mean, gradient = jax.value_and_grad(loss)(x["predictions"])
+  return {"mean_loss": mean, "gradient": {"predictions": gradient}}
+
+
+def ilql_loss(x, *, tau, gamma, cql_coef, awac_coef, beta, two_qs):
+  """The whole loss, of a policy that is what was recorded of it."""
+  of = lambda tree, names: jnp.stack([tree[name] for name in names[: 1 + two_qs]])
+
+  def over_vocabulary(function, trees, frozen, rows, temperature=1.0):
+    (tree,) = trees
+    words = types.Words(tree["logits"], of(tree, ("q1", "q2")), tree["values"][:, :-1])
+    return function((words,), rows.tokens)
+
+  config = ilql.Config(tau=tau, gamma=gamma, cql_coef=cql_coef, awac_coef=awac_coef, awac_beta=beta)
+  mask, values = x["mask"][:, :-1], x["values"][:, :-1]
+  rows = sequences(mask).replace(tokens=x["tokens"].astype(int))
+  target_q = q_learning.least_taken(of(x, ("target_q1", "target_q2")), rows.tokens)
+  batch = ilql.Batch(
+    sequences=rows,
+    targets=q_learning.targets(x["rewards"], values, mask, gamma=gamma),
+    target_q=target_q,
+    weights=jnp.exp(beta * (target_q - values)),
+  )
+  algorithm = ilql.make(types.Policy(None, None, over_vocabulary))
+
+  def loss(learned):
+    terms, _ = algorithm.loss(learned, {}, batch, config, {})
+    return sum(term.value for term in terms.values()), terms
+
+  learned = {n: x[n] for n in ("logits", "q1", "q2", "values") if n in x}
+  (mean, terms), gradient = jax.value_and_grad(loss, has_aux=True)(learned)
+  coefficients = {"q": 1.0, "v": 1.0, "cql": cql_coef, "awac": awac_coef}
+  before = {n: terms[n].value / c for n, c in coefficients.items() if c}
+  return {"mean_loss": mean, **before, "gradient": gradient}
+
+
 OURS = {
   "group_advantages": group_advantages,
   "grpo": grpo_loss,
@@ -263,6 +338,9 @@ OURS = {
   "aggregate": aggregate,
   "xpo": xpo_loss,
   "nash_md": nash_md_loss,
+  **{kind: td(kind) for kind in ("q_learning", "sarsa", "expected_sarsa")},
+  "expectile": expectile,
+  "ilql": ilql_loss,
 }
 WITHOUT_EMPTY = (
   "leaves responses without tokens out of a mean over responses; TRL and we count them as 0"
