@@ -22,6 +22,7 @@ Results = Mapping[str, Mapping[str, float]]  # variant -> what was measured
 COLUMNS = {  # of the table, where any variant has it
   "score": "score",
   "reward": "reward",
+  "cost": "cost",
   "kl_exact": "KL from SFT, nats",
   "win_rate": "wins against SFT, judge",
   "vader_win_rate": "wins, VADER",
@@ -59,7 +60,7 @@ def read_comparison(workdir: str | os.PathLike) -> Results:
 
 
 def table(runs: Sequence[Results]) -> str:
-  """Markdown, the best first: with one run 95 % intervals of scores and rates, with several the mean and the range."""
+  """Markdown, the best first: with one run 95 % intervals of scores, costs and rates, with several the mean and the range."""
   names = _ordered(runs)
   columns = [c for c in COLUMNS if any(mean(runs, name, c) is not None for name in names)]
   lines = [
@@ -145,6 +146,6 @@ def _cell(runs: Sequence[Results], name: str, column: str) -> str:
   value = mean(runs, name, column)
   if value is not None and column in RATES:
     return percent_interval(*_bounds(runs, name, column))
-  if value is not None and column == "score":
+  if value is not None and column in ("score", "cost"):
     return interval(*_bounds(runs, name, column))
   return number(value)

@@ -8,6 +8,7 @@ NONE = "–"
 TITLES = {
   "sft": "SFT",
   "ppo": "PPO",
+  "ppo_lagrangian": "PPO-Lagrangian",
   "dpo": "DPO",
   "a2c": "A2C",
   "grpo": "GRPO",

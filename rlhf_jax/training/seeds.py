@@ -17,6 +17,8 @@ SHOWN = (
   "score",
   "score_gain",
   "reward",
+  "cost",
+  "cost_label",
   "kl",
   "win_rate",
   "vader_win_rate",
