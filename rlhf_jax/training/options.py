@@ -111,7 +111,9 @@ def check(config: Mapping[str, Any]) -> None:
     raise ValueError(f"config has no section {missing!r}; copy it from experiments/tiny.py.")
   for section, value in config.items():
     if section == "variants":
-      raise ValueError("config.variants is a table of runs; train them with rlhf-jax compare.")
+      raise ValueError(
+        "config.variants is a table of runs; train them with rlhf-jax compare, or rlhf-jax ablate."
+      )
     if section in VALUES:
       _check_value(section, value)
     elif not isinstance(value, Mapping):

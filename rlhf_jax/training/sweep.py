@@ -71,7 +71,7 @@ class Sweep:
     name = config["algorithm"]["name"]
     module = algorithm_module(name)
     algorithm, settings, optim = options.stage(config, name)
-    programs = self._programs(name, algorithm, settings, optim)
+    programs = self.programs(name, algorithm, settings, optim)
     place = self.setup.place_batch  # the seeds over the devices
 
     def begin(member: Setup) -> TrainState:
@@ -111,7 +111,11 @@ class Sweep:
   def _held_out(self, config: Mapping[str, Any], member: Setup, model: Params) -> dict[str, float]:
     settings = from_dict(evaluate.Settings, config.get("evaluation", {}), where="evaluation")
     given, size = member.sampling, settings.batch_size
-    plain = Sampling(max_new_tokens=given.max_new_tokens, stop_tokens=given.stop_tokens)
+    plain = Sampling(
+      max_new_tokens=given.max_new_tokens,
+      stop_tokens=given.stop_tokens,
+      greedy=settings.greedy,
+    )
     written = sampling.sample(
       member._replace(sampling=plain),
       self.frozen["base"],
@@ -136,7 +140,7 @@ class Sweep:
     }
     return {name: float(np.mean(values)) for name, values in measured.items()}
 
-  def _programs(self, name: str, algorithm_config, settings, optim) -> Programs:
+  def programs(self, name: str, algorithm_config, settings, optim) -> Programs:
     """Variants that differ in floats of their algorithm alone share them."""
     structure = name, settings, optim, jax.tree.structure(algorithm_config)
     if structure not in self._made:
