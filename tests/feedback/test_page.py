@@ -12,7 +12,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwr
 
 import uvicorn  # noqa: E402
 
-from rlhf_jax.feedback import export  # noqa: E402
+from rlhf_jax.feedback import export, project  # noqa: E402
 from rlhf_jax.feedback.app import make_app  # noqa: E402
 from rlhf_jax.feedback.project import Project, Question, parse_item  # noqa: E402
 from rlhf_jax.feedback.store import Store  # noqa: E402
@@ -71,13 +71,13 @@ def project_of(tmp_path):
   made = []
 
   def make(form, count=2, **options):
-    project = Project(
+    asked = Project(
       f"Trial of {form}", (QUESTIONS[form],), guidelines="# How\n*Be fair.*", **options
     )
-    store = Store(f"sqlite:///{tmp_path}/{form}.sqlite", project)
+    store = Store(f"sqlite:///{tmp_path}/{form}.sqlite", asked)
     answers = ANSWERS.get(form, ["an answer"])
     rows = [{"id": f"item {i}", "prompt": f"Prompt {i}", "answers": answers} for i in range(count)]
-    store.add_items([parse_item(row, project) for row in rows])
+    store.add_items([parse_item(row, asked) for row in rows])
     made.append(store)
     return store
 
@@ -327,18 +327,18 @@ def test_two_annotators_at_once_get_items_of_their_own_until_all_are_done(browse
 
 
 def test_nothing_in_a_text_runs_or_loads(browser, tmp_path):
-  project = Project("Trial", (QUESTIONS["marks"],))
+  asked = Project("Trial", (QUESTIONS["marks"],))
   bad = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>\n\n![a](http://127.0.0.1:9/x.png)\n\n"
     "[b](javascript:window.ran=1) <a href='http://127.0.0.1:9'>c</a>\n\n<style>body{display:none}</style>\n\n"
     "$\\href{javascript:window.ran=1}{d}$ $<script>window.ran=1</script>$\n\n<iframe src=http://127.0.0.1:9></iframe>"
   )
-  store = Store(f"sqlite:///{tmp_path}/x.sqlite", project)
+  store = Store(f"sqlite:///{tmp_path}/x.sqlite", asked)
   turns = [{"role": "<img src=x onerror='window.ran=1'>", "content": bad}]
-  store.add_items([parse_item({"id": "x", "prompt": turns, "answers": [bad]}, project)])
-  asked = []
+  store.add_items([parse_item({"id": "x", "prompt": turns, "answers": [bad]}, asked)])
+  requested = []
   with serving(store) as address, annotating(browser, address, store.invite("ann")) as page:
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.reload()
     page.locator("#actions").wait_for()
     page.wait_for_timeout(300)
@@ -348,7 +348,7 @@ def test_nothing_in_a_text_runs_or_loads(browser, tmp_path):
       == 0
     )
     assert "<script>window.ran = 1</script>" in page.locator("#answers").inner_text()
-  assert all(url.startswith(address) for url in asked)
+  assert all(url.startswith(address) for url in requested)
   store.close()
 
 
@@ -403,3 +403,47 @@ def test_the_administrator_watches_decides_and_exports(browser, project_of):
   assert (
     export.jsonl(store)[0].decode() == json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n"
   )
+
+
+def test_labels_from_the_page_train_a_reward_model(browser, tmp_path):
+  from rlhf_jax.cli import main
+
+  items, exported = tmp_path / "items.jsonl", tmp_path / "feedback.jsonl"
+  rows = [
+    {"prompt": f"Is {word} good?", "answers": [f"Yes, {word} is great.", f"No, {word} is awful."]}
+    for word in ("tea", "rice", "soup", "bread", "jam", "salt", "milk", "corn")
+  ]
+  items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  labels = f"--workdir={tmp_path}/labels"
+  project.create(tmp_path / "labels", "pairs")
+  found = project.read(tmp_path / "labels")
+  store = Store(f"sqlite:///{tmp_path}/labels/labels.sqlite", found)
+  store.add_items(project.items(items, found))
+  with serving(store) as address, annotating(browser, address, store.invite("ann")) as page:
+    for i in range(8):
+      submitted(page, i)
+      left = page.get_by_role("article", name="Left answer").inner_text()
+      page.keyboard.press("ArrowLeft" if "great" in left else "ArrowRight")
+      page.keyboard.press("Enter")
+    submitted(page, 8)
+  store.close()
+  assert main(["label", "export", labels, f"--out={exported}"]) == 0
+  assert all("great" in json.loads(line)["chosen"] for line in exported.read_text().splitlines())
+  run = tmp_path / "run"
+  arguments = [
+    "train",
+    "--config=experiments/tiny.py",
+    f"--workdir={run}",
+    "--config.stages=('reward_model',)",
+    "--config.data.source=files",
+    f"--config.data.feedback={exported}",
+    f"--config.data.prompts={items}",
+    "--config.data.prompt_tokens=24",
+    "--config.reward_model.batch_size=4",
+    "--config.reward_model.epochs=6.0",
+  ]
+  assert main(arguments) == 0
+  losses = [
+    row["loss/total"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+  ]
+  assert losses[-1] < losses[0]
