@@ -28,7 +28,7 @@ from rlhf_jax.data import tasks
 from rlhf_jax.data.bytes import byte_tokenizer
 from rlhf_jax.models import heads, registry
 from rlhf_jax.rollout.generate import left_pad
-from rlhf_jax.training import experiment, loop, options
+from rlhf_jax.training import experiment, loop, options, sweep
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.log import Log
 from rlhf_jax.training.rundir import RunDir
@@ -722,6 +722,62 @@ def a_starting_reward_model_of_another_kind(run):
   start = run.another_run("reward_model")
   algorithm = dict(name="ppo", reward_model="reward_odin")
   run.train(stages=("sft", "policy"), start=dict(reward_model=start), algorithm=algorithm)
+
+
+# Ablations.
+
+
+def ablate(run, variants: dict, only=(), **changes) -> None:
+  """`sweep.ablate` of a sound run with these variants; nothing may be trained."""
+  config = {**copy.deepcopy(run.config), "variants": variants, **changes}
+  try:
+    sweep.ablate(config, run.workdir, only=only)
+  finally:
+    assert not list(run.workdir.rglob("metrics.jsonl")), "something was trained first"
+
+
+PLAIN = {"base": {"algorithm": {"name": "ppo"}}}
+
+
+@refused("'base' is not a variant; it takes plain")
+def an_ablation_without_its_base(run):
+  ablate(run, {"plain": {"algorithm": {"name": "ppo"}}})
+
+
+@refused("'bse' is not a variant; did you mean base")
+def an_ablation_of_a_variant_that_is_not_there(run):
+  ablate(run, PLAIN, only=("bse",))
+
+
+@refused("ablation.seeds=1 should be at least 2")
+def an_ablation_over_one_seed(run):
+  ablate(run, PLAIN, ablation=dict(seeds=1))
+
+
+@refused("ablation.sedes is not an option; did you mean seeds")
+def an_ablation_with_a_mistyped_option(run):
+  ablate(run, PLAIN, ablation=dict(sedes=4))
+
+
+@refused("config.variants.dpo: dpo does not learn from what the policy writes", "rlhf-jax compare")
+def an_ablation_of_an_offline_algorithm(run):
+  ablate(run, PLAIN | {"dpo": {"algorithm": {"name": "dpo"}}})
+
+
+@refused("config.variants.base: rewards.terms=('length',)", "more than the reward model")
+def an_ablation_of_rewards_that_read_text(run):
+  ablate(run, PLAIN, rewards=dict(terms=("length",), length_target=4))
+
+
+@refused("config.variants.dapo: grpo.dynamic_sampling draws as often as each seed needs")
+def an_ablation_of_dynamic_sampling(run):
+  grpo = dict(steps=1, prompts=2, group=2, dynamic_sampling=1)
+  ablate(run, PLAIN | {"dapo": {"algorithm": {"name": "grpo"}, "grpo": grpo}})
+
+
+@refused("ppo.prompts=2 does not split into minibatches x accumulate=3")
+def an_ablation_whose_batches_do_not_divide(run):
+  ablate(run, PLAIN | {"thirds": {"ppo": {"minibatches": 3}}})
 
 
 # What only shows while training.
