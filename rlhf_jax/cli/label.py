@@ -8,6 +8,9 @@ first; edit project.toml for several questions, guidelines, or several annotator
   rlhf-jax label --workdir=labels                                    serves it again
   rlhf-jax label invite ann --workdir=labels --days=30               a link for one annotator
   rlhf-jax label export --workdir=labels --out=feedback.jsonl        what `train --config.data.feedback=` reads
+  rlhf-jax label export --workdir=labels --out=soft.jsonl --together=dawid_skene    one row an item, by reliability
+  rlhf-jax label export --workdir=labels --out=tasks.json --format=label_studio
+  rlhf-jax label import results.csv --workdir=labels --format=table  what a platform of crowd work gave back
   rlhf-jax label add --workdir=labels --items=more.jsonl             more items, while it is served too
 
 An item is {"prompt": …, "answers": […]}. The page is served on this machine alone unless --host says otherwise.
@@ -15,18 +18,22 @@ An item is {"prompt": …, "answers": […]}. The page is served on this machine
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlhf_jax.cli.parser import UsageError
 
-ACTIONS = ("serve", "invite", "export", "add")
+ACTIONS = ("serve", "invite", "add", "export", "import")
+FORMATS = ("jsonl", "datasets", "argilla", "label_studio", "table")
 FORMS = ("pairs", "rankings", "ratings", "classes", "marks", "spans", "corrections", "steps")
 HINT = "`rlhf-jax label --help` has examples."
 
 
 def add_options(parser) -> None:
-  parser.add_argument("action", nargs="?", default="serve", metavar="serve | invite | export | add")
-  parser.add_argument("name", nargs="?", metavar="NAME", help="of the annotator to invite")
+  parser.add_argument("action", nargs="?", default="serve", metavar=" | ".join(ACTIONS))
+  parser.add_argument(
+    "name", nargs="?", metavar="NAME", help="whom to invite, or the file to import"
+  )
   parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the project")
   parser.add_argument("--items", metavar="FILE.jsonl", help="prompts with answers, to be judged")
   parser.add_argument("--form", choices=FORMS, help="what is asked of each item of a new project")
@@ -38,7 +45,11 @@ def add_options(parser) -> None:
   parser.add_argument("--host", default="127.0.0.1", help="address to serve on; this machine alone")
   parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000 unless said")
   parser.add_argument("--days", type=float, metavar="N", help="until an invitation ends")
-  parser.add_argument("--out", metavar="FILE.jsonl", help="where `export` writes")
+  parser.add_argument("--out", metavar="FILE", help="where `export` writes; a folder for datasets")
+  parser.add_argument("--format", choices=FORMATS, default="jsonl", help="jsonl unless said")
+  parser.add_argument(
+    "--together", choices=("dawid_skene", "majority"), help="one row an item, of all its judgements"
+  )
 
 
 def run(args) -> None:
@@ -64,7 +75,14 @@ def run(args) -> None:
       items = project.items(Path(args.items), found)
       added = opened.add_items(items)
       print(f"{args.items}: {added} new items of {len(items)}", flush=True)
-    {"serve": _serve, "invite": _invite, "export": _export, "add": _add}[args.action](args, opened)
+    actions = {
+      "serve": _serve,
+      "invite": _invite,
+      "add": _add,
+      "export": _export,
+      "import": _import,
+    }
+    actions[args.action](args, opened)
   except store.Refused as error:
     raise ValueError(str(error)) from error
   finally:
@@ -95,14 +113,56 @@ def _invite(args, store) -> None:
 
 
 def _export(args, store) -> None:
-  from rlhf_jax.feedback import export
+  from rlhf_jax.feedback import export, formats, reliability
   from rlhf_jax.training import disk
 
   if not args.out:
-    raise UsageError("export needs --out=FILE.jsonl.", HINT)
-  data, digest = export.jsonl(store)
-  disk.replace(Path(args.out), data.decode())
-  print(f"{args.out}: {data.count(10)} rows, sha256 {digest}")
+    raise UsageError("export needs --out=FILE.", HINT)
+  if args.together and args.format not in ("jsonl", "datasets"):
+    raise UsageError("--together makes rows to train on; leave --format out.", HINT)
+  out, found = Path(args.out), export.judgements(store)
+  if args.format in ("jsonl", "datasets"):
+    rows = export.rows(store)
+    if args.together:
+      rows = reliability.soft_rows(found, store.project, args.together)
+    data, digest = export.as_jsonl(rows)
+    if args.format == "datasets":
+      export.as_dataset(rows).save_to_disk(out)
+    else:
+      disk.replace(out, data.decode())
+    print(f"{out}: {len(rows)} rows, sha256 {digest}")
+    return
+  text = {
+    "argilla": lambda: json.dumps(formats.to_argilla(found, store.project), indent=1),
+    "label_studio": lambda: json.dumps(formats.to_label_studio(found, store.project), indent=1),
+    "table": lambda: formats.to_table(store.items()),
+  }[args.format]()
+  disk.replace(out, text)
+  what = f"{len(store.items())} items" if args.format == "table" else f"{len(found)} judgements"
+  print(f"{out}: {what}")
+
+
+def _import(args, store) -> None:
+  from rlhf_jax.feedback import formats
+
+  if not args.name or args.format not in ("argilla", "label_studio", "table"):
+    raise UsageError("import needs a FILE and --format=argilla, label_studio or table.", HINT)
+  path = Path(args.name)
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is not a file; give what the other tool exported.")
+  text = path.read_text(encoding="utf-8-sig")
+  try:
+    read = {"argilla": formats.from_argilla, "label_studio": formats.from_label_studio}
+    if args.format == "table":
+      found = formats.from_table(text, store.project)
+    else:
+      found = read[args.format](json.loads(text), store.project)
+    items = {item.id: item for item in store.items()}
+    found = formats.checked(found, items, store.project)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    problem = f"there is no {error}" if isinstance(error, KeyError) else error
+    raise ValueError(f"{path}: {problem}") from error
+  print(f"{path}: {store.take_in(found, path.name)} new judgements of {len(found)}")
 
 
 def _add(args, store) -> None:

@@ -15,6 +15,23 @@ def rows(records: Sequence, form: str, scales: Scales) -> list[dict[str, Any]]:
   return [_ROW[form](record, scales) | _annotator(record) for record in records]
 
 
+def dataset(rows: Sequence[dict[str, Any]]):
+  """Rows as a `datasets.Dataset`; a column that a row lacks is null there.
+
+  Raises ValueError for a column that holds texts in some rows and lists in others, which a table cannot.
+  """
+  import datasets
+
+  columns = dict.fromkeys(name for row in rows for name in row)
+  for name in columns:
+    kinds = {type(row[name]).__name__ for row in rows if row.get(name) is not None}
+    if len(kinds - {"int"} if "float" in kinds else kinds) > 1:
+      raise ValueError(
+        f"column {name!r} holds {' and '.join(sorted(kinds))}, and a table has one type a column; write JSON Lines."
+      )
+  return datasets.Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
+
+
 def _pair(pair: Pair, scales: Scales) -> dict[str, Any]:
   row = {"chosen": pair.chosen.response, "rejected": pair.rejected.response}
   given = {"preference": pair.preference} if pair.preference != 1 else {}

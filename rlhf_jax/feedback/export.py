@@ -1,16 +1,17 @@
 """What a store says now, as feedback to learn from: rows of the forms in `data/feedback.py`.
 
-The same events give the same bytes: rows stand in the order of items, annotators and questions, with sorted fields, and
-`jsonl` gives their SHA-256 hash too, which `rlhf-jax train` finds in the file's name or beside it.
+The same judgements give the same bytes: rows stand in the order of items, annotators and questions, with sorted fields.
+`jsonl` gives their SHA-256 hash too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.data import write
 from rlhf_jax.feedback.project import Item, Project, steps_of, text_of
 from rlhf_jax.feedback.store import Store
 
@@ -82,9 +83,19 @@ def rows(store: Store) -> list[dict]:
 
 def jsonl(store: Store) -> tuple[bytes, str]:
   """`rows` as JSON Lines, and their SHA-256 hash in hexadecimal digits."""
-  lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows(store))
+  return as_jsonl(rows(store))
+
+
+def as_jsonl(found: Sequence[Mapping]) -> tuple[bytes, str]:
+  """Rows as JSON Lines with sorted fields, and the hash of these bytes."""
+  lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in found)
   data = "".join(lines).encode()
   return data, hashlib.sha256(data).hexdigest()
+
+
+def as_dataset(found: Sequence[Mapping]):
+  """Rows as a `datasets.Dataset`. Raises ValueError where one column would hold texts and messages."""
+  return write.dataset([dict(sorted(row.items())) for row in found])
 
 
 # One function a form: the columns of a judgement, by `data/feedback.py`.

@@ -248,6 +248,41 @@ class Store:
           db, "adjudicated", annotator=administrator, item=item, key=key, payload={"said": said}
         )
 
+  def take_in(self, found: Sequence, source: str) -> int:
+    """Adds judgements that were made elsewhere, each with `item`, `annotator` and `said`; how many are new.
+
+    The same judgement again changes nothing, and another one by the same person on the same item stands in place of
+    the earlier. Overlap is not asked.
+    """
+    new = 0
+    with self._writing() as db:
+      known = {row.name for row in db.execute(sa.select(ANNOTATORS.c.name))}
+      for item, annotator, said in found:
+        if annotator not in known:
+          db.execute(ANNOTATORS.insert().values(name=annotator, role="annotator"))
+          known.add(annotator)
+        key = _sha(_dump([source, item, annotator, said]))[:32]
+        if self._known(db, key, annotator):
+          continue
+        count = len(
+          _item(
+            db.execute(sa.select(ITEMS.c.content).where(ITEMS.c.id == item)).scalar_one()
+          ).answers
+        )
+        shown = list(range(count))
+        payload = {"said": said, "client_ms": 0.0, "comment": "", "source": source}
+        payload["shown"] = shown
+        if _where(db, annotator=annotator, item=item) is None:
+          row = dict(status="judged", until=0.0, shown=_dump(shown), event=None)
+          db.execute(ASSIGNMENTS.insert().values(item=item, annotator=annotator, **row))
+          self._add(
+            db, "leased", annotator=annotator, item=item, payload={"shown": shown, "until": 0.0}
+          )
+        event = self._add(db, "judged", annotator=annotator, item=item, key=key, payload=payload)
+        self._assign(db, annotator, item, status="judged", event=event)
+        new += 1
+    return new
+
   # Reading.
 
   def progress(self, annotator: str) -> dict[str, int]:
