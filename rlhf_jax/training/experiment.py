@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.data.task import FILES
 from rlhf_jax.training import checks, evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
@@ -35,6 +36,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
     setup = make_setup(config, run.workdir)
   preflight.assert_ready(setup)
   run.save_config(config)  # now that it is known to be sound
+  run.save_data({name: config["data"][name] for name in FILES if config["data"].get(name)})
   for note in setup.task.notes:
     print(note, flush=True)
 

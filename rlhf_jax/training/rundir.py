@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import sys
@@ -41,6 +42,11 @@ class RunDir:
 
   def save_config(self, config: Mapping[str, Any]) -> None:
     _write(self.workdir / "config.json", config)
+
+  def save_data(self, files: Mapping[str, str]) -> None:
+    """`data.json`: of each file that the run reads, named by its option, the path and the SHA-256 hash of its bytes."""
+    known = {name: {"path": path, "sha256": _sha256(Path(path))} for name, path in files.items()}
+    _write(self.workdir / "data.json", known)
 
   def finished(self, stage: str) -> bool:
     return self.stages.get(stage, {}).get("finished", False)
@@ -118,3 +124,13 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     else:
       flat[f"{prefix}{name}"] = value
   return flat
+
+
+def _sha256(path: Path) -> str:
+  """Of a file's bytes, or of those of a folder's files in the order of their names."""
+  digest = hashlib.sha256()
+  for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    with open(file, "rb") as opened:
+      while chunk := opened.read(1 << 20):
+        digest.update(chunk)
+  return digest.hexdigest()

@@ -1,6 +1,7 @@
 """The page in a real browser: every form by mouse and by keyboard, reloaded, by two at once, and to a trained reward model."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import threading
@@ -443,6 +444,8 @@ def test_labels_from_the_page_train_a_reward_model(browser, tmp_path):
     "--config.reward_model.epochs=6.0",
   ]
   assert main(arguments) == 0
+  recorded = json.loads((run / "data.json").read_text())["feedback"]["sha256"]
+  assert recorded == hashlib.sha256(exported.read_bytes()).hexdigest()
   losses = [
     row["loss/total"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
   ]
