@@ -19,7 +19,9 @@ from rlhf_jax.algorithms import (
   bco,
   cpo,
   dpo,
+  dqn,
   grpo,
+  ilql,
   kto,
   nash_md,
   online_dpo,
@@ -27,6 +29,7 @@ from rlhf_jax.algorithms import (
   pl_dpo,
   ppo,
   ppo_lagrangian,
+  q_learning,
   raft,
   reinforce,
   reinforce_pp,
@@ -39,11 +42,13 @@ from rlhf_jax.algorithms import (
   reward_model,
   reward_odin,
   rloo,
+  sac,
+  sarsa,
   sft,
   simpo,
   xpo,
 )
-from rlhf_jax.models import heads, llama, policy, registry
+from rlhf_jax.models import heads, llama, policy, q_heads, registry
 from rlhf_jax.training import ensemble, step
 
 V, D, B = 17, 8, 4
@@ -199,7 +204,7 @@ OTHER_ACTOR = params_of(7)
 HEADS = [{"reward_head": heads.init_head(jax.random.key(m), D, 0.5)} for m in range(3)]
 CUTPOINTS = {"first": jnp.float32(-1.0), "log_gaps": jnp.asarray([0.5])}
 # Two passes over the batch, so that the second has ratios other than one.
-PPO = dict(learning_rate=0.05, epochs=2, entropy_coef=0.01, kl_target=1.0)
+PPO = dict(learning_rate=0.05, epochs=2, entropy_coef=0.01, kl_target=1.0, kl_horizon=10_000.0)
 
 
 def several(outputs: int) -> dict:
@@ -209,6 +214,19 @@ def several(outputs: int) -> dict:
 
 
 CRITIC_FREE = dict(learning_rate=0.02, epochs=2, entropy_coef=0.01, kl_coef=0.1)
+
+
+def with_q(params: dict, count: int, scale: float | None) -> dict:
+  """`params` with Q heads that say something: of the policy, moved by `scale`, or beside it."""
+  fresh = q_heads.init_q_heads(jax.random.key(6), D, V, count)
+  for i, head in enumerate(fresh.values()):
+    head["out"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(i), (D, V))
+  if scale is None:
+    return {**params, "q_heads": fresh}
+  return {**params, "model": {**params["model"], "q_heads": q_heads.acting(fresh, scale)}}
+
+
+VALUES = dict(learning_rate=0.02, epochs=2, alpha=0.5)
 
 
 class Case(NamedTuple):
@@ -331,6 +349,27 @@ CASES = {
     rollouts,
     SEPARATE,
   ),
+  "ppo, its details": Case(
+    ppo.make,
+    ppo.Config(
+      kl_in="loss",
+      kl_estimator="exact",
+      kl_clamp=0.5,
+      reward_at="after_last",
+      truncation="bootstrap",
+      scale_rewards="running",
+      whiten_rewards="scale",
+      whiten_advantages="minibatch",
+      aggregation="sequence",
+      clip_eps_high=0.28,
+      dual_clip=3.0,
+      value_clip_eps=None,
+      min_tokens=4,
+      **PPO,
+    ),
+    ACTOR,
+    rollouts,
+  ),
   "ppo_lagrangian": Case(
     ppo_lagrangian.make, ppo_lagrangian.Config(learning_rate=0.05, epochs=2), ACTOR, costed
   ),
@@ -392,6 +431,23 @@ CASES = {
     reinforce_pp.make,
     reinforce_pp.Config(group=2, baseline="group_mean", kl_in="loss", **CRITIC_FREE),
     OTHER_ACTOR,
+    rollouts,
+  ),
+  "ilql": Case(ilql.make, ilql.Config(beta=2.0, awac_beta=0.5), with_q(ACTOR, 2, 2.0), ratings),
+  "q_learning, soft": Case(
+    q_learning.make,
+    q_learning.Config(backup="soft", td_lambda=0.5, truncation="mask", **VALUES),
+    with_q(OTHER_ACTOR, 1, 2.0),
+    rollouts,
+  ),
+  "sarsa": Case(sarsa.make, sarsa.Config(**VALUES), with_q(OTHER_ACTOR, 1, 2.0), rollouts),
+  "dqn": Case(
+    dqn.make, dqn.Config(target_every=1, **VALUES), with_q(OTHER_ACTOR, 1, 2.0), rollouts
+  ),
+  "sac": Case(
+    sac.make,
+    sac.Config(kl_target=2.0, td_lambda=0.5, **VALUES),
+    with_q(OTHER_ACTOR, 2, None),
     rollouts,
   ),
   "remax": Case(remax.make, remax.Config(**CRITIC_FREE), OTHER_ACTOR, rollouts),
@@ -526,6 +582,9 @@ def packing(policy: types.Policy) -> types.Policy:
   return types.Policy(
     lambda p, f, rows, t: unpacked(policy.evaluate(p, f, two_to_a_row(rows), t)),
     lambda p, q, f, rows, t: unpacked(policy.compare(p, q, f, two_to_a_row(rows), t)),
+    lambda look, trees, f, rows, t=1.0: unpacked(
+      policy.over_vocabulary(look, trees, f, two_to_a_row(rows), t)
+    ),
   )
 
 

@@ -131,7 +131,7 @@ def offline(module, batch_at=random_pairs, steps=40, **options):
   return trained(algorithm, config, {"model": START}, frozen, batches, steps)["model"]
 
 
-def by_ppo(critic):
+def by_ppo(critic, **options):
   setup = SimpleNamespace(
     model=MODEL,
     dtype="float32",
@@ -144,7 +144,7 @@ def by_ppo(critic):
   if critic == "separate":
     params = {"model": START, "critic": {"model": START, "value_head": value_head}}
   frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
-  config = ppo.Config(learning_rate=1e-2, kl_coef=0.01, epochs=2, minibatches=2)
+  config = ppo.Config(learning_rate=1e-2, kl_coef=0.01, epochs=2, minibatches=2, **options)
 
   def batch_at(params, step):
     keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), B)
@@ -196,6 +196,20 @@ def without_critic(module, steps=30, **options):
   algorithm, parts = module.make(make_policy(MODEL)), dict(epochs=config.epochs)
   return trained(algorithm, config, {"model": START}, frozen, batch_at, steps, **parts)["model"]
 
+
+DETAILS = dict(
+  kl_in="loss",
+  kl_estimator="exact",
+  reward_at="after_last",
+  scale_rewards="running",
+  whiten_rewards="scale",
+  whiten_advantages="minibatch",
+  clip_eps_high=0.28,
+  dual_clip=3.0,
+  value_clip_eps=None,
+  critic_warmup=2,
+  stop_ratio=2.0,
+)
 
 WITHOUT_CRITIC = {
   "reinforce": lambda: without_critic(reinforce),
@@ -254,6 +268,7 @@ OFFLINE = {
     *(pytest.param(learned, 0.6, id=name) for name, learned in WITHOUT_CRITIC.items()),
     pytest.param(lambda: by_ppo("shared"), 0.6, id="ppo"),
     pytest.param(lambda: by_ppo("separate"), 0.6, id="ppo, separate critic"),
+    pytest.param(lambda: by_ppo("separate", **DETAILS), 0.6, id="ppo, its details"),
   ],
 )
 def test_the_policy_earns_a_known_reward(learned, at_least):

@@ -16,6 +16,7 @@ from rlhf_jax import types
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.config import from_dict
 from rlhf_jax.ops import kl, returns, stats
+from rlhf_jax.training import options
 
 PLAIN = dict(kl_coef=0.5, gae_lambda=1.0, whiten_advantages="none")
 SCORES = (3.0, -1.0)
@@ -103,8 +104,8 @@ def test_the_kl_in_the_loss_is_no_longer_in_the_reward():
 
 
 def test_the_score_less_what_kl_costs_is_the_reported_total():
-  for options in (dict(), dict(kl_estimator="k3", kl_clamp=0.1), dict(whiten_rewards="scale")):
-    _, m = annotated(**options)
+  for details in (dict(), dict(kl_estimator="k3", kl_clamp=0.1), dict(whiten_rewards="scale")):
+    _, m = annotated(**details)
     total = m["rewards/score"] - m["policy/kl_coef"] * m["policy/kl_penalty"]
     np.testing.assert_allclose(m["rewards/total"], total, rtol=1e-6)
 
@@ -318,6 +319,46 @@ def test_the_critic_alone_learns_while_it_warms_up():
     assert (float(extra["kl_coef"]) == 1.0) == (iteration < 2)
 
 
+# Recipes by name.
+
+
+def stage(**section):
+  config = {"rollout": dict(temperature=0.7, max_new_tokens=24), "ppo": section}
+  return options.stage(config, "ppo")
+
+
+@pytest.mark.parametrize("name", ppo.PRESETS)
+def test_a_recipe_sets_options_that_there_are_and_what_a_config_sets_stands(name):
+  config, settings, optim = stage(preset=name, kl_coef=0.3, prompts=8, eps=1e-3)
+  parts = [dataclasses.asdict(part) for part in (config, settings, optim)]
+  found = {**parts[0], **parts[1], **parts[2]}
+  expected = ppo.PRESETS[name] | dict(kl_coef=0.3, prompts=8, eps=1e-3, preset=name)
+  assert {option: found[option] for option in expected} == expected
+  assert config.temperature == 0.7 and config.max_new_tokens == 24
+
+
+def test_no_recipe_is_the_defaults():
+  assert stage() == stage(preset="none") and stage()[0].kl_coef == 0.05
+  with pytest.raises(ValueError, match="ppo.preset='sff' is not one of 'none', 'lhpd', 'sffd'"):
+    stage(preset="sff")
+
+
+def test_openais_recipes_differ_where_their_papers_do():
+  lhpd, sffd = (stage(preset=name) for name in ("lhpd", "sffd"))
+  assert (lhpd[0].kl_target, lhpd[0].whiten_rewards, lhpd[0].reward_at) == (6.0, "scale", "last")
+  assert (sffd[0].kl_target, sffd[0].whiten_rewards) == (None, "none")
+  assert sffd[0].reward_at == "after_last"
+  assert (lhpd[2].optimizer, lhpd[1].critic) == ("adam_tf", "shared")
+  assert (sffd[2].optimizer, sffd[1].critic_init) == ("adamw", "reward_model")
+
+
+def test_a_runs_length_gives_the_horizon_that_is_left_open():
+  config, *_ = stage(kl_target=6.0, steps=200, prompts=16)
+  assert config.kl_horizon == 200 * 16 / 50
+  with pytest.raises(ValueError, match="ppo.kl_horizon=3.0 is so short .* set it above 3.2"):
+    stage(kl_target=6.0, prompts=16, kl_horizon=3.0)
+
+
 # What is refused.
 
 
@@ -331,7 +372,6 @@ def test_the_critic_alone_learns_while_it_warms_up():
     (dict(whiten_advantages=True), "ppo.whiten_advantages=True should be a str"),
     (dict(dual_clip=1.0), "ppo.dual_clip=1.0 should be greater than 1"),
     (dict(importance_low=3.0), "ppo.importance_low=3.0 is not below"),
-    (dict(preset="lhp"), "ppo.preset='lhp' is not one of 'none', 'lhpd'"),
   ],
 )
 def test_options_that_cannot_be_meant_are_refused_by_name(values, message):

@@ -19,16 +19,18 @@ class Config:
   learning_rate: float = 0.1
   target: float = 2.0
   stop_kl: float | None = None
+  stop_ratio: float | None = None
 
 
 def distance_to_target(traces: list):
-  """½ (w − target · x)², whose gradient is w − target · x; the "KL" is how far w has come."""
+  """½ (w − target · x)², whose gradient is w − target · x; "KL" and "ratio" are how far w has come."""
 
   def loss(params, frozen, batch, config, extra):
     traces.append(1)
     error = params["w"] - config.target * batch["x"]
     terms = {"square": Mean(jnp.sum(0.5 * jnp.square(error)), jnp.asarray(error.size, jnp.float32))}
-    return terms, {"policy/approx_kl": Mean(jnp.abs(params["w"]), jnp.ones(()))}
+    moved = Mean(jnp.abs(params["w"]), jnp.ones(()))
+    return terms, {"policy/approx_kl": moved, "policy/ratio": moved}
 
   return Algorithm(no_extra, no_annotation, loss, keep_extra)
 
@@ -67,13 +69,14 @@ def test_epochs_and_minibatches_are_that_many_updates():
   assert float(state.params["w"]) == pytest.approx(1 - 0.5**8)
 
 
-def test_updates_cease_once_the_kl_exceeds_its_limit():
+@pytest.mark.parametrize("rules", [("stop_kl",), ("stop_ratio",), ("stop_kl", "stop_ratio")])
+def test_updates_cease_once_the_kl_or_the_ratio_exceeds_its_limit(rules):
   # w after each update: 0.5, 0.75, 0.875, ...; the first update that starts from w > 0.6 is the last.
-  config = Config(learning_rate=0.5, target=1.0, stop_kl=0.6)
+  config = Config(learning_rate=0.5, target=1.0, **dict(zip(rules, (0.6, 10.0), strict=False)))
   state, metrics = run(config, 1, epochs=2, minibatches=4)
   assert float(state.params["w"]) == pytest.approx(0.875)
   assert float(metrics["optim/stopped"].value) > 0
-  free, _ = run(dataclasses.replace(config, stop_kl=10.0), 1, epochs=2, minibatches=4)
+  free, _ = run(dataclasses.replace(config, **{rules[0]: 10.0}), 1, epochs=2, minibatches=4)
   assert float(free.params["w"]) == pytest.approx(1 - 0.5**8)
 
 
@@ -95,6 +98,26 @@ def test_schedules_rise_to_one_and_fall_as_named(schedule, last):
     scales.append(float(update["w"]))
   np.testing.assert_allclose(scales[:11], np.linspace(0.1, 1.0, 11), rtol=1e-5)
   assert scales[-1] == pytest.approx(last, abs=1e-3)
+
+
+def directions(name: str, gradients, eps: float) -> list[float]:
+  tx = optimizer.DIRECTIONS[name](optimizer.Settings(b1=0.9, b2=0.99, eps=eps))
+  state, found = tx.init({"w": jnp.zeros(())}), []
+  for gradient in gradients:
+    update, state = tx.update({"w": jnp.asarray(gradient)}, state)
+    found.append(float(update["w"]))
+  return found
+
+
+def test_tensorflows_adam_by_hand():
+  """m 0.05, then −0.055; v 0.0025, then 0.012475; √(1 − β₂ᵗ)/(1 − β₁ᵗ) 1, then 0.7424598."""
+  expected = [0.05 / 0.15, -0.7424598 * 0.055 / (0.1116915 + 0.1)]
+  np.testing.assert_allclose(directions("adam_tf", [0.5, -1.0], eps=0.1), expected, rtol=1e-5)
+  # Where ε is nothing, the two agree; where it counts, TensorFlow's first steps are smaller.
+  few = [0.5, -1.0, 2.0]
+  same = directions("adamw", few, eps=1e-12)
+  np.testing.assert_allclose(directions("adam_tf", few, eps=1e-12), same, rtol=1e-5)
+  assert directions("adam_tf", [0.5], eps=0.1) < directions("adamw", [0.5], eps=0.1)
 
 
 @pytest.mark.parametrize("name", sorted(optimizer.DIRECTIONS))
