@@ -775,6 +775,12 @@ def an_ablation_of_dynamic_sampling(run):
   ablate(run, PLAIN | {"dapo": {"algorithm": {"name": "grpo"}, "grpo": grpo}})
 
 
+@refused("config.variants.safe: ppo_lagrangian weighs costs, which are not scored here")
+def an_ablation_under_a_constraint(run):
+  start = dict(cost_model=run.another_run("reward_model"))
+  ablate(run, PLAIN | {"safe": {"algorithm": {"name": "ppo_lagrangian"}}}, start=start)
+
+
 @refused("ppo.prompts=2 does not split into minibatches x accumulate=3")
 def an_ablation_whose_batches_do_not_divide(run):
   ablate(run, PLAIN | {"thirds": {"ppo": {"minibatches": 3}}})

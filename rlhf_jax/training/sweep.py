@@ -234,6 +234,8 @@ def assert_sweepable(name: str, variant: Mapping[str, Any]) -> None:
   module, rewards = algorithm_module(algorithm), rewarding.settings_of(variant)
   if module.DATA != "rollouts":
     why = f"{algorithm} does not learn from what the policy writes"
+  elif getattr(module, "COSTS", False):
+    why = f"{algorithm} weighs costs, which are not scored here"
   elif rewards != rewarding.Settings():
     why = f"rewards.terms={rewards.terms!r} with these weights are more than the reward model"
   else:
