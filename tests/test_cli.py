@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from rlhf_jax import cli
 from rlhf_jax.cli import config, environment, main
+from rlhf_jax.training import restore
 
 TINY = f"--config={Path(__file__).parent.parent / 'experiments' / 'tiny.py'}"
 CHAT_TEMPLATE = (
@@ -207,6 +208,12 @@ def test_the_best_of_several_answers_is_the_one_of_highest_reward(tiny_run, caps
   assert len(halves) == 2 and len({row["reward"] for row in halves}) == 2
   assert whole == [max(halves, key=lambda row: row["reward"])]  # of the same twelve answers
   assert snapshot(workdir) == before
+
+
+def test_a_run_without_a_reward_model_has_no_best_answer(tiny_run, tmp_path):
+  shutil.copy(tiny_run[1] / "config.json", tmp_path)
+  with pytest.raises(ValueError, match="has no finished reward model; add reward_model to"):
+    restore.reward_model(tmp_path)
 
 
 def answers(capsys, *options) -> list[str]:

@@ -1,4 +1,4 @@
-"""Nash-MD: towards the policy that no other is preferred to (arXiv:2312.00886, section 7).
+"""Nash-MD: towards the policy that no other is preferred to (arXiv:2312.00886, as Nash-MD-PG).
 
     y ~ π_θ,  y' ~ μ ∝ π_θ^(1 − c) π_ref^c,   P = σ(score(y) − score(y'))
     A_t = P − ½ − β Σ_{s ≥ t} (log π_old(y_s) − log π_ref(y_s))

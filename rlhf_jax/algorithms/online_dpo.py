@@ -11,7 +11,8 @@ through the sampling.
 together. "soft" is Bradley and Terry's σ(r_w − r_l); then π_ref exp(r / β) / Z, where the loss of every pair has no slope, is
 where the policy stands still. A pair with an answer that is cut teaches nothing under truncation="mask".
 
-TRL's penalty for a missing end mark is truncation="penalty" here. TRL reads log-probabilities at temperature 1 whatever the sampler's.
+TRL's penalty for a missing end mark is truncation="penalty" here. TRL 1.16 calls the first of a tie the better one, and reads
+log-probabilities at temperature 1 whatever the sampler's.
 """
 
 from __future__ import annotations

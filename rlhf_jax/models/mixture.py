@@ -1,4 +1,4 @@
-"""Two models with one vocabulary as one: a geometric mixture of their next-token distributions (arXiv:2312.00886, section 5).
+"""Two models with one vocabulary as one: a geometric mixture of their next-token distributions (arXiv:2312.00886).
 
     μ(v | x) ∝ π(v | x)^(1 − c) π_ref(v | x)^c
 

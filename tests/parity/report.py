@@ -43,7 +43,7 @@ KINDS = {
   ),
   "grpo": ("GRPO, policy loss", "arXiv:2402.03300, eq. 3", "algorithms.grpo"),
   "xpo": ("XPO", "arXiv:2405.21046, algorithm 1", "algorithms.xpo.xpo_loss"),
-  "nash_md": ("Nash-MD", "arXiv:2312.00886, section 7", "algorithms.nash_md"),
+  "nash_md": ("Nash-MD", "arXiv:2312.00886", "algorithms.nash_md"),
   "kl": ("KL estimator", "Schulman, Approximating KL Divergence", "ops.kl"),
   "kl_penalty": ("KL estimator", "Schulman, Approximating KL Divergence", "ops.kl.penalty"),
   "dpo": ("DPO", "arXiv:2305.18290, eq. 7", "algorithms.dpo.dpo_loss"),
