@@ -11,6 +11,7 @@ first; edit project.toml for several questions, guidelines, or several annotator
   rlhf-jax label export --workdir=labels --out=soft.jsonl --together=dawid_skene    one row an item, by reliability
   rlhf-jax label export --workdir=labels --out=tasks.json --format=label_studio
   rlhf-jax label import results.csv --workdir=labels --format=table  what a platform of crowd work gave back
+  rlhf-jax label screen --workdir=labels --out=screened.csv          BLEU, chrF, TER, METEOR where items have references
   rlhf-jax label add --workdir=labels --items=more.jsonl             more items, while it is served too
 
 An item is {"prompt": …, "answers": […]}. The page is served on this machine alone unless --host says otherwise.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from rlhf_jax.cli.parser import UsageError
 
-ACTIONS = ("serve", "invite", "add", "export", "import")
+ACTIONS = ("serve", "invite", "add", "export", "import", "screen")
 FORMATS = ("jsonl", "datasets", "argilla", "label_studio", "table")
 FORMS = ("pairs", "rankings", "ratings", "classes", "marks", "spans", "corrections", "steps")
 HINT = "`rlhf-jax label --help` has examples."
@@ -163,6 +164,26 @@ def _import(args, store) -> None:
     problem = f"there is no {error}" if isinstance(error, KeyError) else error
     raise ValueError(f"{path}: {problem}") from error
   print(f"{path}: {store.take_in(found, path.name)} new judgements of {len(found)}")
+
+
+def _screen(args, store) -> None:
+  import csv
+  import io
+
+  from rlhf_jax.feedback import screening
+  from rlhf_jax.training import disk
+
+  if not args.out:
+    raise UsageError("screen needs --out=FILE.csv.", HINT)
+  rows = screening.screen(store)
+  if not rows:
+    raise ValueError("no item has references, so there is nothing to compare with.")
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(rows[0]))
+  writer.writeheader()
+  writer.writerows(rows)
+  disk.replace(Path(args.out), text.getvalue())
+  print(f"{args.out}: {len(rows)} texts, the farthest from its references first")
 
 
 def _add(args, store) -> None:
