@@ -8,24 +8,12 @@ a reward model from their stars. `base` is PPO as the sections below have it; ev
 
 from ml_collections import ConfigDict
 
-STOPS = (
-  0,
-  13,
-  30,
-  368,
-  475,
-  571,
-  730,
-  1023,
-)  # tokens with a "!", "." or "?" in them, and the end mark
-
-
-def variant(algorithm, **options):
-  return {"algorithm": {"name": algorithm}, algorithm: options}
+# Tokens with a "!", "." or "?" in them, and the end mark.
+STOPS = (0, 13, 30, 368, 475, 571, 730, 1023)
 
 
 def ppo(**options):
-  return variant("ppo", **options)
+  return {"ppo": options}
 
 
 OWN_CRITIC = dict(critic="separate")
@@ -33,19 +21,16 @@ VARIANTS = {
   "base": ppo(),
   # The penalty for leaving the reference.
   "no_kl": ppo(kl_coef=0.0),
-  "kl_k2": ppo(kl_estimator="k2"),
   "kl_k3": ppo(kl_estimator="k3"),
   "kl_exact": ppo(kl_estimator="exact"),
   "kl_in_loss_k2": ppo(kl_in="loss", kl_estimator="k2"),
   "kl_in_loss_k3": ppo(kl_in="loss", kl_estimator="k3"),
-  "kl_clamp_1": ppo(kl_clamp=1.0),
   "kl_adaptive_to_3": ppo(kl_target=3.0),
   # What is paid, and where.
   "score_after_last": ppo(reward_at="after_last"),
   "truncation_fixed": ppo(truncation="fixed_score"),
   "truncation_penalty": ppo(truncation="penalty"),
   "truncation_bootstrap": ppo(truncation="bootstrap"),
-  "reward_clip_1": ppo(reward_clip=1.0),
   "whiten_rewards": ppo(whiten_rewards="scale"),
   "whiten_rewards_shift": ppo(whiten_rewards="shift_and_scale"),
   "scale_rewards": ppo(scale_rewards="running"),
@@ -54,10 +39,8 @@ VARIANTS = {
   "whiten_minibatch": ppo(whiten_advantages="minibatch"),
   "no_whitening": ppo(whiten_advantages="none"),
   "gae_lambda_1": ppo(gae_lambda=1.0),
-  "gamma_below_1": ppo(gamma=0.95),
   # The critic.
   "no_value_clip": ppo(value_clip_eps=None),
-  "value_coef_1": ppo(value_coef=1.0),
   "value_head_random": ppo(value_head_std=0.1),
   "critic_separate": ppo(**OWN_CRITIC),
   "critic_of_reward_model": ppo(**OWN_CRITIC, critic_init="reward_model"),
@@ -65,7 +48,6 @@ VARIANTS = {
   # The policy's loss.
   "no_clip": ppo(clip_eps=1e3),
   "clip_higher": ppo(clip_eps_high=0.28),
-  "dual_clip": ppo(dual_clip=3.0),
   "entropy_bonus": ppo(entropy_coef=0.01),
   "mean_of_sequences": ppo(aggregation="sequence"),
   "stop_kl": ppo(stop_kl=0.02),
@@ -76,12 +58,6 @@ VARIANTS = {
   "one_epoch": ppo(epochs=1),
   "four_epochs": ppo(epochs=4),
   "one_minibatch": ppo(minibatches=1),
-  # Relatives on as many answers.
-  "a2c": variant("a2c"),
-  "reinforce": variant("reinforce"),
-  "remax": variant("remax"),
-  "rloo": variant("rloo", prompts=8, group=4),
-  "grpo": variant("grpo", prompts=8, group=4),
 }
 
 
@@ -132,7 +108,7 @@ def get_config():
     checkpoint_every=200,
   )
   config.algorithm = dict(name="ppo")
-  learning = dict(
+  config.ppo = dict(
     steps=30,
     prompts=32,
     epochs=2,
@@ -145,9 +121,6 @@ def get_config():
     eps=1e-8,
     clip_norm=1.0,
     kl_coef=0.1,
-  )
-  config.ppo = dict(
-    learning,
     kl_in="reward",
     kl_estimator="k1",
     reward_at="last",
@@ -164,12 +137,6 @@ def get_config():
     value_head_std=0.0,
     critic="shared",
   )
-  once = dict(learning, epochs=1)
-  config.a2c = dict(once)
-  config.reinforce = dict(once)
-  config.remax = dict(once)
-  config.rloo = dict(learning)
-  config.grpo = dict(learning)
   config.evaluation = dict(best_of=4, batch_size=200)
   config.ablation = dict(seeds=8, base="base")
   config.variants = VARIANTS
