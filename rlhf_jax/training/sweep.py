@@ -198,7 +198,12 @@ def ablate(
     if not run.finished(stage):
       todo[name] = run, stage, variant
   seeds = range(config["seed"], config["seed"] + settings.seeds)
-  found = {"base": settings.base, "seeds": list(seeds), "variants": _read(workdir / FILE)}
+  found = {
+    "base": settings.base,
+    "kl_coef": _kl_coef(all_variants[settings.base]),
+    "seeds": list(seeds),
+    "variants": _read(workdir / FILE),
+  }
   if not todo:
     print(f"{workdir}: finished; nothing is left to do.", flush=True)
     return found
@@ -254,6 +259,12 @@ def assert_sweepable(name: str, variant: Mapping[str, Any]) -> None:
 def _read(path: Path) -> dict[str, dict]:
   """The variants of an ablation.json, none where there is no such file."""
   return json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
+
+
+def _kl_coef(variant: Mapping[str, Any]) -> float:
+  """What a nat of KL costs in reward."""
+  config, *_ = options.stage(variant, variant["algorithm"]["name"])
+  return config.beta if hasattr(config, "beta") else config.kl_coef
 
 
 def _claims(variant: Mapping[str, Any], settings: options.Ablation) -> dict[str, Any]:

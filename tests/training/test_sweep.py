@@ -153,6 +153,7 @@ def test_intervals_are_those_of_student():
 
 FOUND = {
   "base": "plain",
+  "kl_coef": 0.1,
   "seeds": [0, 1, 2],
   "variants": {
     "better": {"reward": [2.0, 3.1, 4.0], "kl": [5.0, 5.0, 5.1], "length": [4.0], "truncated": [0]},
@@ -167,6 +168,9 @@ def test_differences_are_taken_seed_by_seed_and_marked_where_they_exclude_zero()
   # 1, 1.1 and 1: far from 0, though the two intervals overlap nearly whole.
   assert "| **1.03 (0.89 to 1.18)** |" in better
   assert "| 0.00 (−0.25 to 0.25) |" in better
+  # The objective of the first seed is 2 − 0.1 · 5, that of the base 1 − 0.1 · 5.
+  assert ablation.of_seeds(FOUND, "better", "objective")[0] == pytest.approx(1.5)
+  assert ablation.difference(FOUND, "better", "objective").excludes_zero
 
 
 def test_a_seed_that_diverged_is_left_out_and_said():
