@@ -1,9 +1,9 @@
 """Trains variants of one experiment over several seeds at once, and says which differences are more than chance.
 
-The config's section `variants` names each with the algorithm and options that it changes, and `ablation` how many seeds
-there are and which variant the others are compared with. All share the SFT model and the reward model, which are
-trained once, in the workdir; the policies of all seeds of a variant are one program. The same command again goes on with the variants that are
-not finished. After every variant, ablation.md and ablation.png in the workdir show what each has reached.
+The config's section `variants` names each with the options that it changes, and `ablation` says how many seeds there are
+and which variant the others are compared with. All share the SFT model and the reward model, which are trained once, in
+the workdir; the policies of all seeds of a variant are one program. The same command again goes on with the variants
+that are not finished. After every variant, ablation.md and ablation.png in the workdir show what each has reached.
 
   rlhf-jax ablate --config=experiments/ppo_details.py --workdir=runs/ppo_details
   rlhf-jax ablate --config=experiments/ppo_details.py --workdir=runs/ppo_details --only=base,no_whitening

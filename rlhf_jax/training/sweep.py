@@ -191,12 +191,6 @@ def ablate(
   for name, variant in chosen.items():
     options.check(variant)
     assert_sweepable(name, variant)
-  todo = {}
-  for name, variant in chosen.items():
-    run, stage = RunDir(workdir / variants.SECTION / name), variant["algorithm"]["name"]
-    run.assert_same(stage, _claims(variant, settings))
-    if not run.finished(stage):
-      todo[name] = run, stage, variant
   seeds = range(config["seed"], config["seed"] + settings.seeds)
   found = {
     "base": settings.base,
@@ -204,16 +198,20 @@ def ablate(
     "seeds": list(seeds),
     "variants": _read(workdir / FILE),
   }
+  todo = {}
+  for name, variant in chosen.items():
+    run, stage = RunDir(workdir / variants.SECTION / name), variant["algorithm"]["name"]
+    run.assert_same(stage, _claims(variant, settings))
+    if name not in found["variants"] or not run.finished(stage):
+      todo[name] = run, stage, variant
   if not todo:
     print(f"{workdir}: finished; nothing is left to do.", flush=True)
     return found
 
   setup = make_setup(shared, workdir)
   sharding.assert_divides("ablation.seeds", settings.seeds, setup.mesh)
-  alone = {
-    "stages": ("policy",),
-    "start": config.get("start", {}),
-  }  # what it starts from comes below
+  # Each alone, for what it starts from is made only below.
+  alone = {"stages": ("policy",), "start": config.get("start", {})}
   for *_, variant in todo.values():
     preflight.assert_ready(setup._replace(config={**variant, **alone}))
   experiment.train(shared, workdir)
