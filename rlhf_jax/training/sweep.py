@@ -196,7 +196,7 @@ def ablate(
     "base": settings.base,
     "kl_coef": _kl_coef(all_variants[settings.base]),
     "seeds": list(seeds),
-    "variants": _read(workdir / FILE),
+    "variants": {n: r for n, r in _read(workdir / FILE).items() if n in all_variants},
   }
   todo = {}
   for name, variant in chosen.items():
