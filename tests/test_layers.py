@@ -27,7 +27,7 @@ ALLOWED = {
   "evaluation": FLOOR | {"rewards"},
   "training": MODELS | {"rollout", "rewards", "algorithms", "evaluation"},
   "report": set(),
-  "feedback": FLOOR | {"data", "evaluation"},
+  "feedback": MODELS | {"rollout", "rewards", "evaluation", "training"},
   "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report", "feedback"},
 }
 

