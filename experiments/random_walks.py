@@ -1,6 +1,6 @@
 """The shortest path from random walks: online and offline algorithms on one graph, with curves.
 
-rlhf-jax compare --config=experiments/random_walks.py --workdir=runs/random_walks --seeds=0,1,2
+rlhf-jax compare --config=experiments/random_walks.py --workdir=runs/random_walks --seeds=1,2,3
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +76,7 @@ def get_config():
     steps=60,
     epochs=4,
     minibatches=1,
-    learning_rate=1e-3,
+    learning_rate=3e-4,
     schedule="linear",
     checkpoint_every=1000,
     logged_samples=0,
@@ -86,7 +86,7 @@ def get_config():
   config.grpo = dict(online, prompts=16, group=4)
   config.rloo = dict(online, prompts=16, group=4)
   config.raft = dict(online, prompts=16, group=4)
-  config.online_dpo = dict(online, prompts=32, group=2, beta=0.5, learning_rate=3e-4)
+  config.online_dpo = dict(online, prompts=32, group=2, beta=0.5)
   offline = dict(  # as many, of walks or pairs of them
     batch_size=64,
     widths=1,
