@@ -78,6 +78,13 @@ def acting_logp(words: Words, config: Common) -> Array:
   return jax.nn.log_softmax(words.logits + words.q[0] / (config.alpha * config.temperature))
 
 
+def compared(logp: Array, reference: Words, tokens: Array) -> tuple[Array, Array, Array]:
+  """log π and log π_ref of the chosen tokens, and KL(π ‖ π_ref) over the vocabulary, float32[B, w] each."""
+  ref_logp = jax.nn.log_softmax(reference.logits)
+  kl = q_learning.expected_value(logp - ref_logp, logp)
+  return q_learning.taken(logp, tokens), q_learning.taken(ref_logp, tokens), kl
+
+
 def hard(values: Array) -> Worth:
   return Worth(values, jnp.zeros_like(values))
 
@@ -115,14 +122,16 @@ def make_by(policy: Policy, worth: Callable, *, target_network: bool = False) ->
     return q_learning.target_network(params) if target_network else {}
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    seen, metrics = reinforce.look(policy, params, frozen, rollout, config)
-
     def look(words: tuple[Words, ...], tokens):
-      mine, target = words[0], words[-1]
-      return q_learning.taken(mine.q[0], tokens), worth(mine, target, tokens, config)
+      mine, target, reference = words[0], words[-2], words[-1]
+      beside = compared(acting_logp(mine, config), reference, tokens)
+      return beside, q_learning.taken(mine.q[0], tokens), worth(mine, target, tokens, config)
 
-    trees = (params, extra["target"]) if target_network else (params,)
-    q, states = policy.over_vocabulary(look, trees, frozen, rollout.sequences, config.temperature)
+    networks = (params, extra["target"]) if target_network else (params,)
+    beside, q, states = policy.over_vocabulary(
+      look, (*networks, frozen["reference"]), frozen, rollout.sequences, config.temperature
+    )
+    seen = reinforce.known(rollout, *beside, config)
     rewards = returns.at_last(seen.scores, seen.chosen)
     targets = td_targets(rewards, states, seen.chosen, config)
     batch = Batch(rollout.sequences.replace(response_mask=seen.learned), targets)
@@ -133,7 +142,7 @@ def make_by(policy: Policy, worth: Callable, *, target_network: bool = False) ->
         stats.explained_variance(q, targets, seen.learned), jnp.ones(())
       ),
     }
-    return batch, {**metrics, **own}
+    return batch, {**reinforce.logged(seen), **own}
 
   def loss(params, frozen, batch: Batch, config, extra):
     mask = batch.sequences.response_mask
@@ -142,7 +151,11 @@ def make_by(policy: Policy, worth: Callable, *, target_network: bool = False) ->
     def look(words: tuple[Words, ...], tokens):
       mine = words[0]
       q = q_learning.taken(mine.q[0], tokens)
-      return (q, forward_kl(words[-1].logits, mine.logits)) if anchored else (q, None)
+      if not anchored:
+        return q, None
+      ref_logp = jax.nn.log_softmax(words[1].logits)
+      log_ratio = ref_logp - jax.nn.log_softmax(mine.logits)
+      return q, q_learning.expected_value(log_ratio, ref_logp)
 
     trees = (params, frozen["reference"]) if anchored else (params,)
     q, divergence = policy.over_vocabulary(look, trees, frozen, batch.sequences, config.temperature)
@@ -169,9 +182,3 @@ def td_targets(rewards: Array, states: Worth, mask: Array, config: Common) -> Ar
     rewards - costs, states.values, mask, gamma=config.gamma, lambda_=config.td_lambda
   )
   return paid + costs
-
-
-def forward_kl(logits_p: Array, logits_q: Array) -> Array:
-  """KL(p ‖ q) over the vocabulary, float32[...]."""
-  logp, logq = jax.nn.log_softmax(logits_p), jax.nn.log_softmax(logits_q)
-  return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)

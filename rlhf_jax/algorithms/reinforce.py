@@ -201,12 +201,12 @@ def make_by(
   def annotate(params, frozen, rollout: Rollout, config, extra):
     seen, metrics = look(policy, params, frozen, rollout, config)
     found, own = advantages(seen, config, extra)
-    weighted, used = corrected(found, seen, config)
+    weights, used = weights_of(seen, config)
     batch = Batch(
       sequences=rollout.sequences.replace(response_mask=seen.learned),
       old_logps=seen.logps,
       ref_logps=seen.ref_logps,
-      advantages=weighted,
+      advantages=found if weights is None else found * weights,
       returns=None if value_loss is None else stats.masked(found + seen.values, seen.chosen),
     )
     return batch, {**metrics, **own, **used}
@@ -241,38 +241,48 @@ def look(
   policy: Policy, params, frozen, rollout: Rollout, config: Scored
 ) -> tuple[Seen, dict[str, Mean]]:
   """What is known of a rollout before anything is learned from it, and what every algorithm logs of that."""
-  mask = rollout.sequences.response_mask
   new, ref, exact_kl = policy.compare(
     params, frozen["reference"], frozen, rollout.sequences, config.temperature
   )
+  seen = known(rollout, new.logps, ref.logps, exact_kl, config)
+  return seen._replace(values=new.values), logged(seen)
+
+
+def known(
+  rollout: Rollout, logps: Array, ref_logps: Array, exact_kl: Array, config: Scored
+) -> Seen:
+  """`Seen`, from the learner's own log-probabilities and KL, float32[B, T] each."""
+  mask = rollout.sequences.response_mask
   raw = stats.row_sum(rollout.rewards, mask)
   cut = rollout.truncated if config.truncation == "mask" else jnp.zeros_like(rollout.truncated)
-  seen = Seen(
+  return Seen(
     scores=shaped_score(raw, jnp.sum(mask, axis=-1), rollout.truncated, config),
-    logps=new.logps,
-    ref_logps=ref.logps,
+    logps=logps,
+    ref_logps=ref_logps,
     chosen=mask,
     learned=jnp.where(cut[:, None], 0.0, mask),
     rollout=rollout,
-    values=new.values,
     exact_kl=exact_kl,
   )
-  one = jnp.ones((), jnp.float32)
-  mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, mask))
-  return seen, {
+
+
+def logged(seen: Seen) -> dict[str, Mean]:
+  raw = stats.row_sum(seen.rollout.rewards, seen.chosen)
+  mean_of_rows = lambda x: stats.batch_mean(stats.row_sum(x, seen.chosen))
+  return {
     "rewards/mean": stats.batch_mean(raw),
-    "rewards/std": Mean(jnp.std(raw), one),
+    "rewards/std": Mean(jnp.std(raw), jnp.ones((), jnp.float32)),
     "policy/kl_k1": mean_of_rows(seen.kl),
-    "policy/kl_k3": mean_of_rows(kl.kl_k3(new.logps, ref.logps)),
-    "policy/kl_exact": mean_of_rows(exact_kl),
-    **importance.mismatch(new.logps, rollout.logps, mask),
+    "policy/kl_k3": mean_of_rows(kl.kl_k3(seen.logps, seen.ref_logps)),
+    "policy/kl_exact": mean_of_rows(seen.exact_kl),
+    **importance.mismatch(seen.logps, seen.rollout.logps, seen.chosen),
   }
 
 
-def corrected(advantages: Array, seen: Seen, config: Common) -> tuple[Array, dict[str, Mean]]:
-  """Advantages times the importance weights of `config`, float32[B, T], and what these are."""
+def weights_of(seen: Seen, config: Common) -> tuple[Array | None, dict[str, Mean]]:
+  """The importance weights of `config`, float32[B, T], None where it has none; and what they are."""
   if config.importance_level == "none":
-    return advantages, {}
+    return None, {}
   weights = importance.weights(
     seen.logps,
     seen.rollout.logps,
@@ -282,7 +292,7 @@ def corrected(advantages: Array, seen: Seen, config: Common) -> tuple[Array, dic
     low=config.importance_low,
     high=config.importance_high,
   )
-  return advantages * weights, importance.used(weights, seen.chosen)
+  return weights, importance.used(weights, seen.chosen)
 
 
 def clipped_loss(

@@ -105,16 +105,18 @@ def make(policy: Policy) -> Algorithm:
     return {**q_learning.target_network(params), "alpha": alpha}
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    seen, metrics = reinforce.look(policy, params, frozen, rollout, config)
     alpha = extra["alpha"]
+
+    def look(words: tuple[Words, Words, Words], tokens):
+      mine, _, reference = words
+      logp = jax.nn.log_softmax(mine.logits)
+      return family.compared(logp, reference, tokens), worth(words, tokens, alpha, config)
+
     trees = params, extra["target"], frozen["reference"]
-    states = policy.over_vocabulary(
-      lambda words, tokens: worth(words, tokens, alpha, config),
-      trees,
-      frozen,
-      rollout.sequences,
-      config.temperature,
+    beside, states = policy.over_vocabulary(
+      look, trees, frozen, rollout.sequences, config.temperature
     )
+    seen = reinforce.known(rollout, *beside, config)
     rewards = returns.at_last(seen.scores, seen.chosen)
     targets = family.td_targets(rewards, states, seen.chosen, config)
     batch = family.Batch(rollout.sequences.replace(response_mask=seen.learned), targets)
@@ -122,7 +124,7 @@ def make(policy: Policy) -> Algorithm:
       "value/mean": stats.masked_sum(states.values, seen.learned),
       "policy/alpha": Mean(alpha, jnp.ones(())),
     }
-    return batch, {**metrics, **own}
+    return batch, {**reinforce.logged(seen), **own}
 
   def loss(params, frozen, batch: family.Batch, config, extra):
     mask = batch.sequences.response_mask
