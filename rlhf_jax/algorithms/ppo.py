@@ -261,6 +261,7 @@ class Batch:
   returns: Array
   ref_logps: Array | None = None  # where the KL is in the loss
   end: End | None = None  # where the score falls after the last token
+  weights: Array | None = None  # of importance, on advantages that are whitened already
 
 
 def make(policy: Policy) -> Algorithm:
@@ -313,12 +314,15 @@ def make(policy: Policy) -> Algorithm:
       at_end = jnp.take_along_axis(targets, after[:, None], axis=1)[:, 0]
       end = end.replace(returns=at_end)
       advantages = stats.masked(advantages, mask)
-    weighted, used = reinforce.corrected(advantages, seen, config)
+    weights, used = reinforce.weights_of(seen, config)
     batch = Batch(
       sequences=rollout.sequences,
       old_logps=seen.logps,
       old_values=values,
-      advantages=stats.whiten(weighted, mask) if config.whiten_advantages == "batch" else weighted,
+      advantages=stats.whiten(advantages, mask)
+      if config.whiten_advantages == "batch"
+      else advantages,
+      weights=weights,
       returns=targets,
       ref_logps=seen.ref_logps if config.kl_in == "loss" else None,
       end=end,
@@ -346,7 +350,10 @@ def make(policy: Policy) -> Algorithm:
     aggregated = lambda losses, where: aggregate(losses, where, config.max_new_tokens)
     # What stands outside the mask would reach the gradient as 0 · inf.
     clean = lambda x: stats.masked(x, mask)
-    batch = batch.replace(old_logps=clean(batch.old_logps), advantages=clean(batch.advantages))
+    advantages = clean(batch.advantages)
+    if batch.weights is not None:
+      advantages = advantages * clean(batch.weights)
+    batch = batch.replace(old_logps=clean(batch.old_logps), advantages=advantages)
     exactly = config.kl_in == "loss" and config.kl_estimator == "exact"
     if exactly:
       new, _, exact_kl = policy.compare(

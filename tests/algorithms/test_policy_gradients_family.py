@@ -312,6 +312,35 @@ def test_answers_of_another_policy_are_corrected_exactly_as_wholes(level, exact)
   assert bool(np.allclose(got, expected, rtol=1e-9, atol=1e-13)) is exact
 
 
+def test_ppos_first_step_is_corrected_exactly_too():
+  options = dict(whiten_advantages="none", gae_lambda=1.0, kl_coef=BETA, value_coef=0.0)
+  correction = dict(importance_level="sequence", importance_high=float("inf"))
+  config = ppo.Config(**options, **correction)
+  sampler, critic = table(2) + 0.5 * table(5), {"values": jnp.zeros(13)}
+  given = dict(batch=1, sampler=sampler, critic=critic)
+  got = expected_gradient(ppo, config, table(2), table(3), **given)
+  assert_exact(got, share=1 / 3)  # a mean over the three tokens
+
+
+@pytest.mark.parametrize("whiten", ["batch", "minibatch"])
+def test_what_weighs_nothing_teaches_nothing_whatever_whitening_makes_of_it(whiten):
+  config = ppo.Config(
+    whiten_advantages=whiten,
+    value_coef=0.0,
+    importance_level="token",
+    importance_mode="mask",
+    importance_high=1e-9,
+  )
+  algorithm, params = ppo.make(POLICY), {"logits": table(2), "values": jnp.zeros(13)}
+  frozen, rollout = {"reference": {"logits": table(3)}}, rollout_of(enumeration.ANSWERS, SCORES)
+  extra = algorithm.init_extra(params, config)
+  batch, _ = algorithm.annotate(params, frozen, rollout, config, extra)
+  batch = algorithm.per_update(batch, config)
+  assert jnp.any(batch.advantages != 0)
+  loss = lambda p: algorithm.loss(p, frozen, batch, config, extra)[0]["policy"].value
+  np.testing.assert_array_equal(jax.grad(loss)(params)["logits"], 0.0)
+
+
 def test_the_batchs_own_mean_takes_its_share_of_the_gradient():
   config = reinforce.Config(baseline="batch_mean", kl_coef=BETA)
   got = expected_gradient(reinforce, config, table(2), table(3), batch=2)
