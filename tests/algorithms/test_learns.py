@@ -14,19 +14,24 @@ from rlhf_jax.algorithms import (
   bco,
   cpo,
   dpo,
+  dqn,
   grpo,
+  ilql,
   kto,
   nash_md,
   online_dpo,
   orpo,
   pl_dpo,
   ppo,
+  q_learning,
   raft,
   reinforce,
   reinforce_pp,
   remax,
   reward_model,
   rloo,
+  sac,
+  sarsa,
   sft,
   simpo,
   xpo,
@@ -34,7 +39,7 @@ from rlhf_jax.algorithms import (
 from rlhf_jax.models import heads, llama, registry
 from rlhf_jax.models.policy import make_policy, make_scorer
 from rlhf_jax.rollout.generate import Sampling, generate
-from rlhf_jax.training import online
+from rlhf_jax.training import online, replay, value_heads
 from rlhf_jax.training.step import init_state, make_train_step
 from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Scorer, Sequences
 
@@ -73,8 +78,12 @@ def mean_reward(weights) -> float:
 
 def trained(algorithm, config, params, frozen, batch_at, steps: int, **parts):
   tx = optax.scale_by_adam()
+  train_step = make_train_step(algorithm, tx, **parts)
+  if replay.size(config) > 1:
+    rollout = jax.eval_shape(batch_at, params, 0)
+    algorithm, train_step = replay.remembering(algorithm, train_step, rollout, config.replay)
   state = init_state(jax.random.key(1), params, algorithm, tx, config)
-  train_step = jax.jit(make_train_step(algorithm, tx, **parts))
+  train_step = jax.jit(train_step)
   for step in range(steps):
     state, _ = train_step(state, frozen, batch_at(state.params, step), config)
   return state.params
@@ -175,18 +184,34 @@ def by_a2c():
   )["model"]
 
 
-def without_critic(module, steps=30, **options):
+def by_ilql(steps=40):
+  config = ilql.Config(learning_rate=1e-2, beta=30.0)
+  setup = SimpleNamespace(model=MODEL, key=lambda purpose: jax.random.key(4))
+  params = value_heads.added(setup, ilql, config, {"model": START})
+  algorithm = ilql.make(make_policy(MODEL))
+
+  def batch_at(params, step):
+    answers = write(START, jax.random.key(step)).sequences
+    return LabelledBatch(answers, share(answers)[:, None])
+
+  return trained(algorithm, config, params, {"base": {}}, batch_at, steps)["model"]
+
+
+def without_critic(module, steps=30, learning_rate=1e-2, **options):
   setup = SimpleNamespace(
     model=MODEL,
     dtype="float32",
     lora=SimpleNamespace(scale=1.0),
+    key=lambda purpose: jax.random.key(4),
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
   second = getattr(module, "SECOND", None)
   collect = jax.jit(online.make_collect(setup, second=second))
   frozen = {"base": {}, "reference": {"model": START}, "reward_model": {}}
   near = {"beta": 0.1} if hasattr(module.Config, "beta") else {"kl_coef": 0.01}
-  config = module.Config(learning_rate=1e-2, max_new_tokens=N, **near, **options)
+  near = {} if hasattr(module, "HEADS") else near  # for which it is α, among the options
+  config = module.Config(learning_rate=learning_rate, max_new_tokens=N, **near, **options)
+  start = value_heads.added(setup, module, config, {"model": START})
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
 
   def batch_at(params, step):
@@ -194,7 +219,11 @@ def without_critic(module, steps=30, **options):
     return collect(params, frozen, PROMPTS, jnp.ones((B, P)), keys, SAMPLING, **mixed)[0]
 
   algorithm, parts = module.make(make_policy(MODEL)), dict(epochs=config.epochs)
-  return trained(algorithm, config, {"model": START}, frozen, batch_at, steps, **parts)["model"]
+  return trained(algorithm, config, start, frozen, batch_at, steps, **parts)["model"]
+
+
+def of_values(module, **options):
+  return without_critic(module, steps=40, learning_rate=3e-3, **options)
 
 
 DETAILS = dict(
@@ -211,6 +240,13 @@ DETAILS = dict(
   stop_ratio=2.0,
 )
 
+# One-step targets carry an answer's score back a token at each update, so that these need more of them.
+OF_VALUES = {
+  "q_learning": lambda: of_values(q_learning, alpha=0.05, epochs=4, backup="soft"),
+  "sarsa": lambda: of_values(sarsa, alpha=0.05, epochs=4, backup="expected"),
+  "dqn": lambda: of_values(dqn, alpha=0.05, epochs=2),
+  "sac": lambda: of_values(sac, alpha=0.02, epochs=2),
+}
 WITHOUT_CRITIC = {
   "reinforce": lambda: without_critic(reinforce),
   "rloo": lambda: without_critic(rloo, group=4),
@@ -266,6 +302,8 @@ OFFLINE = {
     *(pytest.param(learned, 0.25, id=name) for name, learned in OFFLINE.items()),
     pytest.param(by_a2c, 0.6, id="a2c"),
     *(pytest.param(learned, 0.6, id=name) for name, learned in WITHOUT_CRITIC.items()),
+    *(pytest.param(learned, 0.4, id=name) for name, learned in OF_VALUES.items()),
+    pytest.param(by_ilql, 0.4, id="ilql"),
     pytest.param(lambda: by_ppo("shared"), 0.6, id="ppo"),
     pytest.param(lambda: by_ppo("separate"), 0.6, id="ppo, separate critic"),
     pytest.param(lambda: by_ppo("separate", **DETAILS), 0.6, id="ppo, its details"),

@@ -47,17 +47,6 @@ def prefixes(batch):
   return jnp.stack([jnp.zeros_like(first), 1 + first, 4 + 3 * first + second], axis=1)
 
 
-def acting(params):
-  moved = params["logits"]
-  if "scale" in params:
-    moved = moved + params["scale"] * jnp.min(params["q"], axis=0)
-  return {"logits": moved}
-
-
-def compare(params, other, frozen, batch, temperature):
-  return enumeration.compare(acting(params), acting(other), frozen, batch, temperature)
-
-
 def over_vocabulary(function, trees, frozen, batch, temperature=1.0):
   at = prefixes(batch)
 
@@ -72,7 +61,7 @@ def over_vocabulary(function, trees, frozen, batch, temperature=1.0):
   return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), found)
 
 
-POLICY = types.Policy(None, compare, over_vocabulary)
+POLICY = types.Policy(None, None, over_vocabulary)
 
 
 def rollout(scores=SCORES):
@@ -154,8 +143,8 @@ def test_with_soft_values_the_policy_is_the_regularised_optimum(module, temperat
   alpha = BETA / temperature
   config = module.Config(backup="soft", alpha=alpha, temperature=temperature)
   params = swept(module, config, begun())
-  moved = acting({**params, "scale": config.scale})["logits"]
-  got = jnp.exp(log_probability(moved, temperature))
+  acting = params["logits"] + config.scale * params["q"][0]
+  got = jnp.exp(log_probability(acting, temperature))
   expected = enumeration.regularised_optimum(table(3), temperature)
   np.testing.assert_allclose(got, expected, rtol=1e-9)
   # There, every answer's own target is its Q, however far it looks ahead.
@@ -469,7 +458,7 @@ def test_a_run_with_replay_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
   algorithm, function = replay.remembering(
     algorithm, step.make_train_step(algorithm, tx), rollouts[0], config.replay
   )
-  params, frozen = begun(scale=jnp.asarray(config.scale)), {"reference": {"logits": table(3)}}
+  params, frozen = begun(), {"reference": {"logits": table(3)}}
   fresh = step.init_state(jax.random.key(5), params, algorithm, tx, config)
   train_step = quickly(function)
 
