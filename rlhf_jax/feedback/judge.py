@@ -19,7 +19,16 @@ Answer A: {first}
 Answer B: {second}
 
 Reply with A or B alone."""
-VERDICT = re.compile(r"\b(?:answer\s+)?([AB])\b", re.IGNORECASE)
+NAMED = r"(?:(?:answer|option)\W{1,3}[ab]|(?-i:[AB]))"
+ALONE = re.compile(r"\W*(?:(?:the )?(?:better )?(?:answer|option)\W+(?:is\W+)?)?([ab])\W*", re.I)
+JOINED = re.compile(rf"\b{NAMED}\W*(?:and|or|nor|/|&|vs)\W*{NAMED}\b", re.I)
+# A capital A before another word is an article, unless the word speaks of what it names.
+ARTICLE = re.compile(
+  r"(?<!answer )(?<!option )\ba (?!(?:is|was|has|seems|sounds|gives|provides|wins|because|since|as|over)\b)(?=[a-z])",
+  re.I,
+)
+BETTER = re.compile(rf"\b({NAMED})\W+(?:\w+\W+){{0,2}}?(?:better|preferable|over)\b", re.I)
+AGAINST = re.compile(r"\b(?:not|\w+n't|neither|worse|worst|wrong|incorrect|less)\b", re.I)
 
 
 class Verdicts(NamedTuple):
@@ -31,18 +40,24 @@ class Verdicts(NamedTuple):
 
 
 def read(reply: str) -> str | None:
-  """A or B, the first that the reply names as a word of its own; None where it names none.
+  """A or B, the only one that the reply names, or that it says is better than the other; None where it is not clear.
 
-  A small "a" is an article unless it is the whole reply.
+  "A and B" names neither, a small "a" is a name only by itself or after "answer", and a name with "not" or "worse" in its clause
+  is none that was chosen.
   """
-  whole = reply.strip().strip(".:()*'\"").upper()
-  if whole in ("A", "B"):
-    return whole
-  for found in VERDICT.finditer(reply):
-    letter = found.group(1)
-    if letter.isupper() or found.group(0).lower().startswith("answer"):
-      return letter.upper()
-  return None
+  first = reply.strip().split("\n")[0]
+  if alone := ALONE.fullmatch(first):
+    return alone[1].upper()
+  clauses = re.split(r"[.,;!?\n]", ARTICLE.sub(" ", JOINED.sub(" ", reply)))
+  named = re.compile(rf"\b{NAMED}\b", re.I)
+  naming = [clause for clause in clauses if named.search(clause)]
+  if any(AGAINST.search(clause) for clause in naming):
+    return None
+  letters = [name[-1].upper() for clause in naming for name in named.findall(clause)]
+  if len(set(letters)) == 1:
+    return letters[0]
+  better = BETTER.search(naming[0]) if naming else None
+  return better[1][-1].upper() if better else None
 
 
 def compare(
