@@ -29,7 +29,6 @@ from rlhf_jax.algorithms import (
   pl_dpo,
   ppo,
   ppo_lagrangian,
-  q_learning,
   raft,
   reinforce,
   reinforce_pp,
@@ -43,7 +42,6 @@ from rlhf_jax.algorithms import (
   reward_odin,
   rloo,
   sac,
-  sarsa,
   sft,
   simpo,
   xpo,
@@ -434,15 +432,12 @@ CASES = {
     rollouts,
   ),
   "ilql": Case(ilql.make, ilql.Config(beta=2.0, awac_beta=0.5), with_q(ACTOR, 2, 2.0), ratings),
-  "q_learning, soft": Case(
-    q_learning.make,
-    q_learning.Config(backup="soft", td_lambda=0.5, truncation="mask", **VALUES),
+  # With all that q_learning and sarsa have, and a target network.
+  "dqn": Case(
+    dqn.make,
+    dqn.Config(target_every=1, backup="soft", td_lambda=0.5, truncation="mask", **VALUES),
     with_q(OTHER_ACTOR, 1, 2.0),
     rollouts,
-  ),
-  "sarsa": Case(sarsa.make, sarsa.Config(**VALUES), with_q(OTHER_ACTOR, 1, 2.0), rollouts),
-  "dqn": Case(
-    dqn.make, dqn.Config(target_every=1, **VALUES), with_q(OTHER_ACTOR, 1, 2.0), rollouts
   ),
   "sac": Case(
     sac.make,
