@@ -1,6 +1,10 @@
 """The shortest path from random walks: online and offline algorithms on one graph, with curves.
 
-rlhf-jax compare --config=experiments/random_walks.py --workdir=runs/random_walks --seeds=1,2,3
+    rlhf-jax compare --config=experiments/random_walks.py --workdir=runs/random_walks --seeds=1,2,3
+
+A Llama of 99,000 parameters learns to write random walks; nine algorithms then make 240 updates each to shorten them. Measured
+2026-11-26 on one of two cores of an AMD EPYC (AVX512-BF16), jax 0.10.2, with other work on the machine: 15 minutes. Mean scores of
+three seeds, where SFT has 0.32 and a shortest path 1: PPO 0.98, ILQL 0.93, DPO 0.85; docs/random_walks.md has all.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Random walks on a graph as a task: learn the shortest path to a goal from walks that mostly miss it.
 
-The task of arXiv:2106.01345, section 3.1, as one of language. A directed graph is drawn once, an edge between any two nodes with
+The task of arXiv:2106.01345, figure 2, as one of language. A directed graph is drawn once, an edge between any two nodes with
 one probability; node `a` is the goal, and no edge leaves it. Walks start anywhere else and follow edges at random until they
 are at the goal or have taken `longest_walk` steps. Nodes are letters and a walk is a word: `fcka` goes from f over c and k to the
 goal. A prompt is the first letter, an answer the rest. What a walk is worth is its optimality,

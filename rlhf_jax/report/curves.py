@@ -24,6 +24,8 @@ COLORS = (
   "#c0436b",
   "#3b9aa8",
   "#6f6f6f",
+  "#7a5238",
+  "#9fb83f",
 )
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))  # once through the colours, a line each
 
