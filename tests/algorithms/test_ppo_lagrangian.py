@@ -33,6 +33,8 @@ MODEL = registry.language_model(
 )
 PROMPTS = jnp.tile(jnp.asarray([[1, 2]], jnp.int32), (B, 1))
 SAMPLING = Sampling(max_new_tokens=N)
+# Nearly all the time here goes into compiling.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def share(params, frozen, sequences) -> jax.Array:
@@ -49,14 +51,15 @@ def collect():
   setup = SimpleNamespace(
     model=MODEL, dtype="float32", lora=lora, scorer=scorer, cost_scorer=scorer
   )
-  return jax.jit(online.make_collect(setup))
+  return jax.jit(online.make_collect(setup), compiler_options=QUICKLY)
 
 
 @functools.cache
 def learner(module):
   """(algorithm, optimizer, train step), compiled once for all numbers of its config."""
   algorithm, tx = module.make(make_policy(MODEL, critic="shared")), optax.scale_by_adam()
-  return algorithm, tx, jax.jit(make_train_step(algorithm, tx, epochs=2, minibatches=2))
+  step = make_train_step(algorithm, tx, epochs=2, minibatches=2)
+  return algorithm, tx, jax.jit(step, compiler_options=QUICKLY)
 
 
 def run(module, steps: int, **options):
