@@ -59,7 +59,7 @@ def test_every_generated_solution_is_right_by_its_own_rule():
     decode(x.tokens[x.response_mask.index(1) :], skip_special_tokens=True) for x in task.sft
   ]
   assert task.verifier([x.id for x in task.sft], answers).tolist() == [1.0] * 5
-  assert task.verifier([x.id for x in task.sft], [f"{a}0" for a in answers]).tolist() == [0.0] * 5
+  assert task.verifier([x.id for x in task.sft], [f"{a}1" for a in answers]).tolist() == [0.0] * 5
 
 
 def test_a_text_is_the_question_the_answer_and_an_end_mark_which_are_learned_from_the_answer_on():
