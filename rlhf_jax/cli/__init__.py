@@ -26,6 +26,7 @@ VERBS = (
   "report",
   "label",
   "loop",
+  "arena",
 )
 RAISED = (ValueError, OSError, ImportError, FloatingPointError)  # by our own checks, with a remedy
 

@@ -77,11 +77,12 @@ def run(args) -> None:
       added = opened.add_items(items)
       print(f"{args.items}: {added} new items of {len(items)}", flush=True)
     actions = {
-      "serve": _serve,
+      "serve": serve,
       "invite": _invite,
       "add": _add,
       "export": _export,
       "import": _import,
+      "screen": _screen,
     }
     actions[args.action](args, opened)
   except store.Refused as error:
@@ -90,7 +91,8 @@ def run(args) -> None:
     opened.close()
 
 
-def _serve(args, store) -> None:
+def serve(args, store) -> None:
+  """Serves `store` until it is stopped; needs args.host, port and days."""
   import uvicorn
 
   from rlhf_jax.feedback.app import make_app

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def run(args) -> None:
     print(f"nu {found.nu:.3f}: two of equal ability tie in {found.nu / (2 + found.nu):.1%}")
   if args.out:
     written = {**source, "prior": args.prior, "nu": found.nu, "baseline": args.baseline}
-    written["players"] = [_plain(row) for row in rows]
+    written["players"] = [as_json(row) for row in rows]
     disk.replace(Path(args.out), json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     print(f"written: {args.out}")
 
@@ -111,7 +110,7 @@ def _interval(estimate) -> str:
   return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
-def _plain(row) -> dict:
+def as_json(row) -> dict:
   """A standing as JSON has it, intervals as `_low` and `_high`."""
   plain = {"rank": row.rank, "name": row.name}
   for name, estimate in (("ability", row.ability), ("difference", row.difference)):
@@ -196,14 +195,15 @@ def _scores(workdirs: list[Path], by: str):
   import numpy as np
 
   from rlhf_jax.evaluation import judges
+  from rlhf_jax.training import written
 
   policies: dict[str, list[str]] = {}  # name: its response to every prompt
   columns = []
   first = None
-  for name, path in _files(workdirs):
-    rows = _answers(path, ("prompt", "response", *(("reward",) if by == "reward" else ())))
+  for name, path in written.files(workdirs):
+    rows = written.answers(path, ("prompt", "response", *(("reward",) if by == "reward" else ())))
     first = first or (path, [row["prompt"] for row in rows])
-    _assert_same_prompts(*first, path, [row["prompt"] for row in rows])
+    written.assert_same_prompts(*first, path, [row["prompt"] for row in rows])
     answers = [row["response"] for row in rows]
     if same := next((other for other, texts in policies.items() if texts == answers), None):
       print(f"note: {name} wrote exactly what {same} did, and is left out.", file=sys.stderr)
@@ -214,60 +214,3 @@ def _scores(workdirs: list[Path], by: str):
     where = ", ".join(map(str, workdirs))
     raise ValueError(f"{where} has answers of {len(policies)} policies; a ranking needs two.")
   return tuple(policies), np.asarray(columns, np.float64).T
-
-
-def _files(workdirs: list[Path]) -> list[tuple[str, Path]]:
-  """Name and file of every policy. The run's folder is part of the name where there are several runs."""
-  found = []
-  for workdir in workdirs:
-    if not workdir.is_dir():
-      raise FileNotFoundError(f"{workdir} is not a folder; give the --workdir of a run.")
-    files = [(path.stem, path) for path in sorted((workdir / "evaluation").glob("*.jsonl"))]
-    for variant in sorted((workdir / "variants").glob("*/evaluation")):
-      paths, name = sorted(variant.glob("*.jsonl")), variant.parent.name
-      name = f"variants/{name}" if name in dict(files) else name
-      files += [(name if len(paths) == 1 else f"{name}/{path.stem}", path) for path in paths]
-    if not files:
-      raise FileNotFoundError(
-        f"{workdir} has no evaluation/*.jsonl; train there with the stage evaluation first."
-      )
-    ends = [other.resolve().name for other in workdirs]
-    unique = ends.count(workdir.resolve().name) == 1
-    prefix = f"{workdir.resolve().name if unique else workdir}/" if len(workdirs) > 1 else ""
-    found += [(prefix + name, path) for name, path in files]
-  return found
-
-
-def _answers(path: Path, fields: tuple[str, ...]) -> list[dict]:
-  """The rows of a policy's file, each with `fields`."""
-  from rlhf_jax.training import disk
-
-  try:
-    rows = disk.rows(path)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not JSON Lines ({error}); evaluate that policy again.") from error
-  if not rows:
-    raise ValueError(f"{path} is empty; evaluate that policy again.")
-  for number, row in enumerate(rows, start=1):
-    missing = [field for field in fields if field not in row]
-    if missing:
-      raise ValueError(f"{path}, line {number}: no field {missing[0]!r}.")
-    reward = row["reward"] if "reward" in fields else 0.0
-    if not isinstance(reward, int | float) or not math.isfinite(reward):
-      raise ValueError(f"{path}, line {number}: reward is {reward!r}, not a finite number.")
-  return rows
-
-
-def _assert_same_prompts(path: Path, prompts: list[str], other: Path, others: list[str]) -> None:
-  """Raises ValueError that names the two files where their prompts are not the same, in the same order."""
-  if len(prompts) != len(others):
-    raise ValueError(
-      f"{path} answers {len(prompts)} prompts and {other} answers {len(others)}; "
-      "rank policies that were evaluated on the same ones."
-    )
-  for number, (a, b) in enumerate(zip(prompts, others, strict=True), start=1):
-    if a != b:
-      raise ValueError(
-        f"{path} and {other} differ in prompt {number}, {a[:40]!r} and {b[:40]!r}; "
-        "rank policies that were evaluated on the same prompts in the same order."
-      )

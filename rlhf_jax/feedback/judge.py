@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rlhf_jax.feedback.project import text_of
+from rlhf_jax.feedback.store import Store
+
 TEMPLATE = """Which of two answers is better?
 
 Prompt: {prompt}
@@ -37,6 +40,13 @@ class Verdicts(NamedTuple):
   ]  # of each question: "first", "second", "tie", or None where it was not read
   unread: list[str]  # replies that say neither
   swayed: int  # questions on which it named a place and not an answer
+
+  def summary(self) -> str:
+    decided, count = sum(c in ("first", "second") for c in self.choices), len(self.choices)
+    return (
+      f"decided {decided} of {count} questions; {self.swayed} by place alone, "
+      f"{len(self.unread)} replies of {2 * count} were not read"
+    )
 
 
 def read(reply: str) -> str | None:
@@ -82,6 +92,20 @@ def compare(
       swayed += 1
   unread = [reply for reply, letter in zip(replies, letters, strict=True) if letter is None]
   return Verdicts(choices, unread, swayed)
+
+
+def label(store: Store, source: str, *, batch_size: int) -> Verdicts:
+  """Asks the model `source` about every item of `store`, a project of pairs with one question, and stores what it was read as."""
+  items, (question,) = store.items(), store.project.questions
+  form = lambda item: (text_of(item.prompt), *(text_of(a["content"]) for a in item.answers))
+  verdicts = compare(model(source, batch_size=batch_size), [form(item) for item in items])
+  said = [
+    (item.id, source[-100:], {question.name: {"choice": choice}})
+    for item, choice in zip(items, verdicts.choices, strict=True)
+    if choice is not None
+  ]
+  store.take_in(said, "judge")
+  return verdicts
 
 
 def model(source: str, *, batch_size: int, longest: int = 1024) -> Callable[[list[str]], list[str]]:
