@@ -23,6 +23,7 @@ from rlhf_jax.training import (
   progress,
   rewarding,
   stages,
+  value_heads,
 )
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import (
@@ -231,8 +232,21 @@ def _assert_disk(setup: Setup) -> None:
   for stage, name in names.items():
     if stage in setup.config["stages"] and not (setup.workdir / "checkpoints" / name).exists():
       count += checkpoint.KEEP * (members if stage == "reward_model" else 1)
-  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_trained(setup)))
-  disk.assert_room(setup.workdir, count * ADAM_COPIES * size, "keeping this run's checkpoints")
+  needed = count * ADAM_COPIES * _bytes(_trained(setup))
+  if "policy" in setup.config["stages"]:
+    # A target network besides.
+    needed += checkpoint.KEEP * (ADAM_COPIES + 1) * _bytes(_value_heads(setup, names["policy"]))
+  disk.assert_room(setup.workdir, needed, "keeping this run's checkpoints")
+
+
+def _bytes(tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _value_heads(setup: Setup, name: str):
+  """The shapes of the heads that algorithm `name` learns values with, none for most."""
+  module, (config, *_) = algorithm_module(name), options.stage(setup.config, name)
+  return jax.eval_shape(lambda: value_heads.added(setup, module, config, {"model": {}}))
 
 
 def _trained(setup: Setup):
