@@ -11,6 +11,7 @@ same utilities, ratings, classes and marks by where u falls among them.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -51,8 +52,11 @@ def label_all(
   seed: int = 0,
   limit: int | None = None,
 ) -> int:
-  """Lets the annotators judge in turn until nothing is left for them, or `limit` judgements are made; how many were."""
-  rngs = {name: np.random.default_rng((seed, i)) for i, name in enumerate(annotators)}
+  """Lets the annotators judge in turn until nothing is left for them, or `limit` judgements are made; how many were.
+
+  What one says of an item depends on the seed, the annotator's place and the item's id, not on what came before.
+  """
+  places = {name: place for place, name in enumerate(annotators)}
   known = {annotator.name for annotator in store.annotators()}
   for name in annotators:
     if name not in known:
@@ -63,8 +67,9 @@ def label_all(
     handed = store.next_item(name)
     if handed is None:
       continue
+    rng = np.random.default_rng((seed, places[name], zlib.crc32(handed.item.id.encode())))
     said = {
-      q.name: say(annotators[name], q, handed.item, handed.shown, utility(handed.item), rngs[name])
+      q.name: say(annotators[name], q, handed.item, handed.shown, utility(handed.item), rng)
       for q in store.project.questions
     }
     store.judge(name, handed.item.id, said, key=f"simulated-{name}-{handed.item.id}"[-64:])

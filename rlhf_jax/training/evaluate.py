@@ -189,7 +189,7 @@ def _policy_results(setup: Setup, policies: dict[str, list[dict]], name: str) ->
   # A lexicon of sentiment has nothing to say of answers that are right or wrong.
   scorers = {} if setup.task.verifier is not None else {"vader": judges.vader}
   if setup.task.judge is not None:
-    judge = judges.TfidfJudge.fit(setup.task.judge.texts, setup.task.judge.labels)
+    judge = _judge(tuple(setup.task.judge.texts), tuple(setup.task.judge.labels))
     scorers["judge"] = judge.score
     results |= _judge_results(setup, judge)
   for scorer, score in scorers.items():
@@ -238,6 +238,11 @@ def _cost_results(setup: Setup, policies: dict[str, list[dict]]) -> dict[str, fl
   for name, estimate in estimates.items():
     results |= held_out.rows(name, estimate)
   return results
+
+
+@functools.lru_cache(maxsize=2)  # the runs of a comparison have one judge
+def _judge(texts: tuple[str, ...], labels: tuple[int, ...]) -> judges.TfidfJudge:
+  return judges.TfidfJudge.fit(texts, labels)
 
 
 def _complete(path: Path, costed: bool) -> bool:

