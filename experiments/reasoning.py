@@ -1,7 +1,13 @@
-"""GRPO on problems with checkable answers: spell a word backwards, from reasoning-gym.
+"""GRPO on problems whose answers can be checked: spell a word backwards, from reasoning-gym.
 
-pip install '.[reasoning]'
-rlhf-jax train --config=experiments/reasoning.py --workdir=runs/reasoning --seeds=0,1,2
+    pip install '.[reasoning]'
+    rlhf-jax train --config=experiments/reasoning.py --workdir=runs/reasoning --seeds=0,1,2
+    rlhf-jax train --config=experiments/reasoning.py --workdir=runs/reasoning/seed_0 --config.algorithm.name=rloo
+
+A Llama of 0.36 million parameters on bytes: SFT on 450 solved words, then GRPO on 8,000 others, rewarded by the generator's own
+check. Measured 2026-11-26 on two cores of an AMD EPYC (AVX512-BF16), jax 0.10.2, with other work on the machine: 3.9 minutes and
+1.7 GB a seed. pass@1 on 1,000 held-out words, greedy, goes from 29.6, 47.0 and 64.1 % (seeds 0, 1, 2) to 49.4, 81.3 and 86.5 %: gains of
+19.8 [16.8, 22.7], 34.3 [31.4, 37.3] and 22.4 [19.4, 25.2] points. docs/reasoning.md says more.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +43,7 @@ def get_config():
     task="spell_backward",
     task_options=dict(min_word_len=3, max_word_len=6),
     question="{word} ",
-    solved=600,
+    solved=450,
     problems=8000,
     test_prompts=1000,
     prompt_tokens=7,
@@ -55,15 +61,16 @@ def get_config():
     checkpoint_every=200,
   )
   config.algorithm = dict(name="grpo")
-  config.grpo = dict(
-    steps=150,
-    prompts=128,
-    group=8,
+  learning = dict(
+    steps=80,
     learning_rate=5e-4,
     schedule="constant",
     kl_coef=0.0,
     checkpoint_every=50,
     evaluate_every=10,
   )
+  config.grpo = dict(learning, prompts=128, group=8)
+  config.rloo = dict(learning, prompts=128, group=8)
+  config.ppo = dict(learning, prompts=1024, epochs=1)
   config.evaluation = dict(greedy=True, batch_size=500)
   return config
