@@ -2,8 +2,10 @@
 
     rlhf-jax ablate --config=experiments/ppo_details.py --workdir=runs/ppo_details
 
-A Llama of 0.28 million parameters on bytes and learned pairs of bytes finishes the sentences that food reviews begin, to the taste of
-a reward model from their stars. `base` is PPO as the sections below have it; every other variant says what it changes.
+A Llama of 0.28 million parameters on bytes and learned pairs of bytes finishes the sentences that food reviews begin, to the
+taste of a reward model from their stars. `base` is PPO as the section below has it; every other variant says what it changes.
+Measured 2026-11-26 on two cores of an AMD EPYC (AVX512-BF16), jax 0.10.2, with much other work on the machine: 46 minutes and
+2.9 GB. How much is learned from a batch and what the KL penalty is decide most; whitening, value clipping and the like do not show.
 """
 
 from ml_collections import ConfigDict
