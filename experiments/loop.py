@@ -50,7 +50,7 @@ def get_config():
     checkpoint_every=500,
   )
   config.reward_model = dict(
-    epochs=4.0,
+    epochs=3.0,
     batch_size=16,
     learning_rate=3e-3,
     schedule="linear",
@@ -62,21 +62,21 @@ def get_config():
   )
   config.algorithm = dict(name="ppo")
   config.ppo = dict(
-    steps=20,
-    prompts=64,
+    steps=16,
+    prompts=128,
     epochs=2,
-    minibatches=2,
-    learning_rate=1e-3,
+    minibatches=1,
+    learning_rate=4e-3,
     schedule="linear",
-    kl_coef=0.1,
+    kl_coef=0.05,
     critic="shared",
     checkpoint_every=500,
   )
   config.evaluation = dict(best_of=4, batch_size=400)
   config.loop = dict(
     rounds=3,
-    questions=400,
-    candidates=1200,
+    questions=300,
+    candidates=900,
     strategy="random",
     labels="simulated",
     utility="sentiment",
@@ -85,7 +85,7 @@ def get_config():
     batch_size=600,
   )
   config.variants = {
-    "one_round": {"loop": {"rounds": 1, "questions": 1200, "candidates": 1300}},
+    "one_round": {"loop": {"rounds": 1, "questions": 900, "candidates": 1000}},
     "three_rounds": {},
     "three_by_disagreement": {"loop": {"strategy": "disagreement"}},
   }
