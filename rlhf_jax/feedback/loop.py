@@ -157,6 +157,12 @@ def assert_learnable(config: Mapping[str, Any], settings: options.Loop) -> None:
     raise ValueError(
       f"loop.questions={settings.questions} exceeds loop.candidates={settings.candidates}; lower it."
     )
+  _, learning, *_ = options.stage(config, name)
+  if settings.questions < learning.batch_size:
+    raise ValueError(
+      f"{name}.batch_size={learning.batch_size} exceeds the {settings.questions} pairs of a first round; lower it, or "
+      "raise loop.questions."
+    )
   faults = [name for name in ("noise", "position", "length") if getattr(settings, name)]
   if settings.labels != "simulated" and faults:
     raise ValueError(

@@ -32,11 +32,11 @@ def run(
   """
   workdir = Path(workdir)
   base, variants = parse(config)
-  found = {"policy": base["algorithm"]["name"], "base": next(iter(variants)), "variants": {}}
+  found = {"policy": base["algorithm"]["name"], "variants": {}}
   for variant in variants.values():
     loop.checked(variant)
   workdir.mkdir(parents=True, exist_ok=True)
-  begun = loop.begin(variants[found["base"]], workdir)
+  begun = loop.begin(next(iter(variants.values())), workdir)
   for seed in seeds:
     for name, variant in variants.items():
       print(f"seed {seed}: {name}", flush=True)
@@ -49,7 +49,7 @@ def run(
 
 
 def parse(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """The config without its variants, and every variant's; the first is what the others are compared with."""
+  """The config without its variants, and every variant's."""
   base = {name: value for name, value in config.items() if name != "variants"}
   given = config.get("variants") or {"loop": {}}
   variants = {}

@@ -37,7 +37,12 @@ def write_rounds(
 def columns(rounds: Sequence[Mapping], name: str) -> dict[str, str]:
   """Of what was measured in every round: its name among the results, and what it is called."""
   of_policy = {f"{name}/{measure}": called for measure, called in MEASURES.items()}
-  wanted = {**of_policy, **REWARD_MODEL}
+  picked = {
+    key: f"wins of {key.split('/')[0].replace('_', ' ')} (VADER)"
+    for key in (rounds[0] if rounds else ())
+    if key.startswith("best_of_") and key.endswith("/vader_win_rate")
+  }
+  wanted = {**of_policy, **picked, **REWARD_MODEL}
   return {key: called for key, called in wanted.items() if all(key in r for r in rounds)}
 
 

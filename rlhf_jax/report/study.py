@@ -1,11 +1,12 @@
 """Loops in variants over several seeds: `study.md` and `study.png` beside their `study.json`.
 
-What the last round of each has reached, as mean and 95 % t interval over seeds; and the difference from the first variant, seed by
+What the last round of each has reached, as mean and 95 % t interval over seeds; and the difference of every two variants, seed by
 seed. Intervals are one by one: of twenty differences that are nothing, one is expected to be marked.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,21 +32,30 @@ def write_study(workdir: str | os.PathLike, found: Mapping[str, Any]) -> tuple[P
 
 
 def table(found: Mapping[str, Any]) -> str:
-  """Markdown; differences whose interval excludes 0 in bold."""
-  measures, base = _measures(found), found["variants"][found["base"]]
-  heads = [head for called in measures.values() for head in (called, "less the first")]
-  lines = ["| | seeds | labels | " + " | ".join(heads) + " |", "|---" * (len(heads) + 3) + "|"]
+  """Markdown: the variants, then what one has over another; differences whose interval excludes 0 in bold."""
+  measures = _measures(found)
+  heads = " | ".join(measures.values())
+  lines = [f"| | seeds | labels | {heads} |", "|---" * (len(measures) + 3) + "|"]
   for name, seeds in found["variants"].items():
-    cells = [name, str(len(seeds)), f"{np.mean([r[-1]['labels'] for r in seeds.values()]):.0f}"]
+    labels = np.mean([done[-1]["labels"] for done in seeds.values()])
+    cells = [_text(interval_over(list(_last(seeds, m).values()))) for m in measures]
+    lines.append("| " + " | ".join([name, str(len(seeds)), f"{labels:.0f}", *cells]) + " |")
+  lines += ["", f"| | seeds | {heads} |", "|---" * (len(measures) + 2) + "|"]
+  for (name, seeds), (other, others) in itertools.combinations(found["variants"].items(), 2):
+    both = [seed for seed in seeds if seed in others]
+    cells = []
     for measure in measures:
-      last = {seed: done[-1][measure] for seed, done in seeds.items()}
-      apart = [last[seed] - base[seed][-1][measure] for seed in last if seed in base]
-      change = interval_over(apart) if name != found["base"] else None
+      mine, theirs = _last(seeds, measure), _last(others, measure)
+      change = interval_over([theirs[seed] - mine[seed] for seed in both])
       marked = change is not None and change.excludes_zero
-      cells.append(_text(interval_over(list(last.values()))))
       cells.append(f"**{_text(change)}**" if marked else _text(change))
-    lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"| {other} less {name} | {len(both)} | " + " | ".join(cells) + " |")
   return "\n".join(lines)
+
+
+def _last(seeds: Mapping[str, list], measure: str) -> dict[str, float]:
+  """What the last round has reached, by seed."""
+  return {seed: done[-1][measure] for seed, done in seeds.items()}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -60,7 +70,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("labels")
     for place, (name, seeds) in enumerate(found["variants"].items()):
       color, line = STYLES[place % len(STYLES)]
-      done = list(zip(*seeds.values(), strict=False))  # round by round
+      done = list(zip(*seeds.values(), strict=True))  # round by round
       x = [np.mean([r["labels"] for r in row]) for row in done]
       shift = (place - (len(found["variants"]) - 1) / 2) * 0.015 * x[-1]  # side by side
       values = [[r[measure] for r in row] for row in done]
