@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class Store:
   """Feedback in any database that SQLAlchemy speaks to; SQLite and PostgreSQL are tested."""
 
   def __init__(self, url: str, project: Project, *, clock=time.time):
-    self.project, self.clock = project, clock
+    self.project, self.clock, self.turn = project, clock, threading.Lock()
     self.engine = sa.create_engine(url, **_engine_options(url))
     if self.engine.dialect.name == "sqlite":
       sa.event.listen(self.engine, "connect", _sqlite_connection)
@@ -425,8 +426,15 @@ class Store:
 
   @contextmanager
   def _writing(self) -> Iterator[sa.Connection]:
-    """A transaction that is alone with the database until it ends."""
-    with self.engine.connect().execution_options(writes=True) as db, db.begin():
+    """A transaction that is alone with the database until it ends.
+
+    Threads of this process take turns before they ask the database, whose own way of waiting is to look again later.
+    """
+    with (
+      self.turn,
+      self.engine.connect().execution_options(writes=True) as db,
+      db.begin(),
+    ):
       if self.engine.dialect.name == "postgresql":
         db.execute(sa.text("LOCK TABLE assignments IN EXCLUSIVE MODE"))
       yield db
