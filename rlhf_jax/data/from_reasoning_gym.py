@@ -1,7 +1,7 @@
 """Problems with checkable answers as a task, from the generators of `reasoning-gym` (arXiv:2505.24760).
 
 A generator draws problem i from the seed `s + i`, so neighbouring seeds hold the same problems, and a small range of
-numbers repeats them. Here one stream of problems is drawn, each question is kept once, and the stream is cut into
+numbers repeats them. Here one stream of problems is drawn, each prompt is kept once, and the stream is cut into
 held-out problems, solved ones for SFT and problems to answer in training, in this order.
 """
 
@@ -38,7 +38,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
   sizes = settings.test_prompts, settings.solved, settings.problems
   options = settings.task_options or {}
   generator = make_generator(settings.task, options, seed, 2 * sum(sizes))
-  entries = dict(itertools.islice(distinct(generator, settings.task), sum(sizes)))
+  entries = dict(itertools.islice(distinct(generator, settings), sum(sizes)))
   if len(entries) < sum(sizes):
     raise ValueError(
       f"{settings.task} has {len(entries)} different problems, or few more, and data.test_prompts + data.solved + "
@@ -77,7 +77,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
     verifier=verifier,
     notes=(
       f"{settings.task}: {len(solved):,} problems with their answers for SFT, {len(problems):,} to answer in training, "
-      f"{len(test):,} held out, no question twice; {lost:,} left out, too long for data.prompt_tokens or data.max_tokens or without a "
+      f"{len(test):,} held out, no prompt twice; {lost:,} left out, too long for data.prompt_tokens or data.max_tokens or without a "
       "solution to learn",
     ),
   )
@@ -111,8 +111,8 @@ def make_generator(name: str, options: Mapping[str, Any], seed: int, size: int):
     raise ValueError(f"data.task_options={dict(options)!r}: {name} says {error}") from error
 
 
-def distinct(generator, name: str) -> Iterator[tuple[str, dict]]:
-  """(`name:index`, problem) of every problem whose question has not come before."""
+def distinct(generator, settings: Settings) -> Iterator[tuple[str, dict]]:
+  """(`task:index`, problem) of every problem whose prompt has not come before."""
   seen: set[str] = set()
   repeated = 0
   for index in itertools.count():
@@ -120,29 +120,34 @@ def distinct(generator, name: str) -> Iterator[tuple[str, dict]]:
       entry = generator[index]
     except IndexError:
       return
-    repeated = repeated + 1 if entry["question"] in seen else 0
+    asked = prompt_of(entry, settings)
+    repeated = repeated + 1 if asked in seen else 0
     if repeated == PATIENCE:
       return
     if not repeated:
-      seen.add(entry["question"])
-      yield f"{name}:{index}", entry
+      seen.add(asked)
+      yield f"{settings.task}:{index}", entry
 
 
-def text(id: str, entry: Mapping[str, Any], settings: Settings, chat: bool) -> Text:
-  """A problem and its answer, as turns where there is a chat template."""
+def prompt_of(entry: Mapping[str, Any], settings: Settings) -> str:
+  """`data.question` filled in with the problem's question or its metadata."""
   fields = {"question": entry["question"], **entry["metadata"]}
   try:
-    question = settings.question.format(**fields)
+    return settings.question.format(**fields)
   except (KeyError, IndexError) as error:
     raise ValueError(
       f"data.question={settings.question!r} names {error}, which {settings.task} does not have"
       f"{suggest(error.args[0], fields)}"
     ) from error
-  answer = settings.answer_after + (entry["answer"] or "")
+
+
+def text(id: str, entry: Mapping[str, Any], settings: Settings, chat: bool) -> Text:
+  """A problem and its answer, as turns where there is a chat template."""
+  asked, answer = prompt_of(entry, settings), settings.answer_after + (entry["answer"] or "")
   if not chat:
-    return Text(id, question, answer)
+    return Text(id, asked, answer)
   turn = lambda role, content: ({"role": role, "content": content},)
-  return Text(id, turn("user", question), turn("assistant", answer))
+  return Text(id, turn("user", asked), turn("assistant", answer))
 
 
 def answer_of(response: str, answer_after: str) -> str | None:

@@ -1,5 +1,6 @@
 """Problems of reasoning-gym: cut into parts that share none, checked by their own rule, and learned from in a run."""
 
+import calendar
 import json
 import re
 import sys
@@ -27,6 +28,11 @@ SUMS = dict(
   test_prompts=11,
 )
 
+# Three of four answers are "No", so that a model that has learned nothing else is often right.
+YEARS = dict(
+  task="calendar_arithmetic", task_options=dict(tasks=["is_leap_year"]), question="{year}?"
+)
+
 
 def load(seed=0, tokenizer=None, **changes):
   settings = from_dict(tasks.Settings, {**SUMS, **changes}, where="data")
@@ -44,6 +50,11 @@ def test_no_question_is_in_two_parts_or_twice_in_one():
   found = parts(load(solved=50, problems=70, test_prompts=60))
   assert [len(part) for part in found] == [50, 70, 60]
   assert len({question for part in found for question in part}) == 180
+
+
+def test_problems_that_are_worded_alike_by_the_prompt_are_one():
+  found = parts(load(**YEARS, solved=100, problems=50, test_prompts=50))
+  assert len({question for part in found for question in part}) == 200
 
 
 def test_parts_depend_on_the_seed_and_nothing_else():
@@ -186,15 +197,10 @@ def test_grpo_learns_from_the_verifier_and_is_measured_by_it(tmp_path):
     stages=("sft", "policy", "evaluation"),
     model=dict(source="random", random=model),
     lora=dict(rank=0),
-    # Sums of one digit and nothing else: always right is to repeat it, and some are right by chance.
-    data={
-      **SUMS,
-      "task_options": dict(min_terms=1, max_terms=2, min_digits=1, max_digits=1),
-      "solved": 64,
-    },
+    data={**SUMS, **YEARS, "solved": 64},
     rollout=dict(max_new_tokens=4),
     rewards=dict(terms=("verifier",)),
-    sft=dict(batch_size=4, epochs=12.0, learning_rate=3e-2),
+    sft=dict(batch_size=4, epochs=10.0, learning_rate=3e-2),
     algorithm=dict(name="grpo"),
     grpo=dict(steps=2, prompts=4, group=6, learning_rate=1e-3, logged_samples=24),
     evaluation=dict(greedy=True, batch_size=11),
@@ -203,7 +209,10 @@ def test_grpo_learns_from_the_verifier_and_is_measured_by_it(tmp_path):
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   rewards = [row["rewards/mean"] for row in rows if row["stage"] == "grpo"]
   samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-  right = [str(eval(s["prompt"].rstrip("="))) == s["response"].strip() for s in samples]
+  leap = [calendar.isleap(int(s["prompt"].rstrip("?"))) for s in samples]
+  right = [
+    s["response"].strip() == ("Yes" if y else "No") for s, y in zip(samples, leap, strict=True)
+  ]
   assert [s["reward"] for s in samples] == [float(r) for r in right]
   assert sum(rewards) / 2 == pytest.approx(np.mean(right)) and sum(right) > 0
   for name in ("sft/score", "grpo/score", "grpo/score_gain"):
