@@ -148,7 +148,7 @@ def test_noisy_bradley_terry_finds_the_better_model_and_who_looks_at_the_side_al
     parse_item(
       {"id": f"item {i}", "prompt": str(i), "answers": answers[:: 1 if i % 2 else -1]}, project
     )
-    for i in range(40)
+    for i in range(120)
   ]
   store = Store(f"sqlite:///{tmp_path}/labels.sqlite", project)
   store.add_items(items)
