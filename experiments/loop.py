@@ -88,5 +88,6 @@ def get_config():
     "one_round": {"loop": {"rounds": 1, "questions": 900, "candidates": 1000}},
     "three_rounds": {},
     "three_by_disagreement": {"loop": {"strategy": "disagreement"}},
+    "three_by_information": {"loop": {"strategy": "information"}},
   }
   return config
