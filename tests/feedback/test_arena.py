@@ -106,6 +106,7 @@ def test_policies_on_other_prompts_are_refused(tmp_path, capsys):
     (["--policies=a/pp"], 1, "'a/pp' is not a policy of these runs"),
     (["--policies=a/sft"], 1, "1 policies; an arena needs two"),
     (["--comparisons=0"], 2, "at least 1"),
+    (["--judge=another"], 2, "--judge goes with --labels=judge"),
     (["standing"], 2, "did you mean standings"),
   ],
 )
@@ -150,6 +151,8 @@ def test_an_arena_goes_on_with_more_comparisons(runs, tmp_path, capsys):
   assert main([*arguments, "--comparisons=40"]) == 0
   assert main([*arguments, "--comparisons=60"]) == 0
   assert "20 new comparisons of 60\n20 new judgements" in capsys.readouterr().out
+  assert main([*arguments, "--overlap=3"]) == 1
+  assert "project.toml has overlap=1" in capsys.readouterr().err
 
 
 def test_a_judge_is_asked_in_both_orders(runs, tmp_path, capsys, monkeypatch):
