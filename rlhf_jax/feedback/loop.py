@@ -93,7 +93,12 @@ def run(
       here = setup._replace(workdir=folder, seed=seed)
       questions_path = folder / "questions.jsonl"
       if not questions_path.exists():
-        found = ask(here, settings, base, writer, reward_params, asked)
+        origin = {
+          "model": run_dir.workdir.resolve().name,
+          "checkpoint": f"round_{number - 1}" if number > 1 else "sft",
+          "sampling": config["rollout"],
+        }
+        found = ask(here, settings, base, writer, reward_params, asked, origin)
         disk.replace_rows(questions_path, found)
       asked += answered(here, settings, disk.rows(questions_path))
       pairs = [_pair(row, said) for row, said in asked if said is not None]
@@ -174,8 +179,13 @@ def assert_learnable(config: Mapping[str, Any], settings: options.Loop) -> None:
     raise ValueError("config.stages of a loop needs reward_model and policy.")
 
 
-def ask(setup: Setup, settings: options.Loop, base, writer, reward_params, asked) -> list[dict]:
-  """The questions of a round: prompts with two answers of the newest policy `writer` each, as rows of questions.jsonl."""
+def ask(
+  setup: Setup, settings: options.Loop, base, writer, reward_params, asked, origin: Mapping
+) -> list[dict]:
+  """The questions of a round: prompts with two answers of the newest policy `writer` each, as rows of questions.jsonl.
+
+  `origin` says of the writer what is stored with every answer.
+  """
   prompts = setup.task.prompts
   count = min(settings.candidates, len(prompts))
   order = examples.batch_rows(len(prompts), count, setup.order("candidates"), 0)
@@ -216,6 +226,7 @@ def ask(setup: Setup, settings: options.Loop, base, writer, reward_params, asked
       "prompt_tokens": list(chosen[i].tokens),
       "answers": texts[2 * i : 2 * i + 2],
       "answer_tokens": answers[2 * i : 2 * i + 2],
+      "answers_from": origin,
     }
     for i in open_to[picked].tolist()
   ]
@@ -230,10 +241,8 @@ def answered(
     create(folder, "pairs", overlap=settings.overlap)
   store = Store(f"sqlite:///{(folder / 'labels.sqlite').resolve()}", read(folder))
   try:
-    origin = {"model": setup.workdir.parent.name, "checkpoint": setup.workdir.name}
-    answer = lambda text: {"content": text, **origin}
-    items = [Item(r["id"], r["prompt"], tuple(answer(a) for a in r["answers"])) for r in rows]
-    store.add_items(items)
+    answers = lambda row: tuple({"content": text, **row["answers_from"]} for text in row["answers"])
+    store.add_items([Item(row["id"], row["prompt"], answers(row)) for row in rows])
     LABELS[settings.labels](setup, settings, store, rows)
     disk.replace(setup.workdir / "labels.jsonl", export.jsonl(store)[0].decode())
     return _agreed(store, rows)

@@ -73,7 +73,9 @@ def test_the_labels_of_a_round_are_a_project_that_says_where_answers_come_from(f
   rows = export.rows(store)
   store.close()
   assert len(rows) == 12
-  assert rows[0]["answers_from"] == [{"model": "loop", "checkpoint": "round_2"}] * 2
+  sampling = {"max_new_tokens": 24, "temperature": 1.0}
+  origin = {"model": "loop", "checkpoint": "round_1", "sampling": sampling}
+  assert rows[0]["answers_from"] == [origin] * 2
 
 
 def test_the_same_command_again_repeats_nothing(finished, capsys):
@@ -149,6 +151,7 @@ ROWS = [
     "prompt_id": f"{i}",
     "prompt": f"prompt {i}",
     "answers": [f"great {i}", f"terrible {i}"][:: 1 - 2 * (i % 2)],
+    "answers_from": {"model": "loop", "checkpoint": "sft"},
   }
   for i in range(6)
 ]
