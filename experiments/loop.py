@@ -5,7 +5,9 @@
 
 A Llama of 0.3 million parameters and one layer goes on with what food reviews begin. Simulated annotators go by VADER's sentiment,
 with the noise of Bradley and Terry's model; the judge of the evaluation learned from stars. The first command runs every one
-of `variants` with every seed; without --seeds, as in the second, one loop is run.
+of `variants` with every seed; without --seeds, as in the second, one loop is run. Measured 2026-11-26 on two cores of an AMD EPYC
+(AVX512-BF16), jax 0.10.2, with other work beside it: some 20 seconds a loop of one round, 40 of three. Neither rounds nor a choice
+of questions made a difference at 900 labels.
 """
 
 from ml_collections import ConfigDict
