@@ -330,7 +330,7 @@ def make(policy: Policy) -> Algorithm:
     one = jnp.ones((), jnp.float32)
     explained = stats.explained_variance(values, targets, steps)
     own = {
-      "rewards/score": stats.batch_mean(jnp.where(jnp.any(mask > 0, axis=1), seen.scores, 0.0)),
+      "rewards/shaped": stats.batch_mean(jnp.where(jnp.any(mask > 0, axis=1), seen.scores, 0.0)),
       "rewards/total": stats.batch_mean(total),
       "policy/kl_penalty": stats.batch_mean(stats.row_sum(penalty, mask)),
       "policy/kl_coef": Mean(extra["kl_coef"], one),

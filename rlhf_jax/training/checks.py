@@ -35,13 +35,13 @@ def of_stage(workdir: Path, stage: str, config: Any) -> list[Check]:
 
 def total(rows: list[dict[str, float]], *, in_reward: bool = True) -> Check | None:
   """Whether `rewards/total` is the score less what KL costs, in every step; None where that is not logged."""
-  rows = [row for row in rows if "rewards/score" in row and "policy/kl_penalty" in row]
+  rows = [row for row in rows if "rewards/shaped" in row and "policy/kl_penalty" in row]
   if not rows:
     return None
   costs = lambda row: row["policy/kl_coef"] * row["policy/kl_penalty"] if in_reward else 0.0
   error = max(
-    abs(row["rewards/score"] - costs(row) - row["rewards/total"])
-    / max(1.0, abs(row["rewards/score"]), abs(costs(row)))
+    abs(row["rewards/shaped"] - costs(row) - row["rewards/total"])
+    / max(1.0, abs(row["rewards/shaped"]), abs(costs(row)))
     for row in rows
   )
   holds = error <= ROUNDING

@@ -44,7 +44,7 @@ PACKAGES = {  # of a term: what it imports, and how to get that
 }
 # What algorithms log as `rewards/...`, which no function may be called.
 TAKEN = tuple(
-  "accuracy best chosen combined drawn failed greedy implicit margin mean mixture preference reference rejected score "
+  "accuracy best chosen combined drawn failed greedy implicit margin mean mixture preference reference rejected shaped "
   "std total".split()
 )
 

@@ -95,7 +95,7 @@ def test_a_clamped_estimate_has_no_gradient_where_it_would_overflow(estimator, d
 def test_the_kl_in_the_loss_is_no_longer_in_the_reward():
   batch, metrics = annotated(kl_in="loss", kl_estimator="k2")
   np.testing.assert_allclose(of_tokens(batch.advantages + batch.old_values), [3, 3, 3, -1])
-  assert metrics["rewards/total"] == metrics["rewards/score"] == 1.0
+  assert metrics["rewards/total"] == metrics["rewards/shaped"] == 1.0
   config = ppo.Config(kl_in="loss", kl_estimator="k2")
   params = {"logps": LOGPS, "values": VALUES[:, :-1]}
   terms, _ = ppo.make(TABLE_POLICY).loss(params, {}, batch, config, {"kl_coef": 0.5})
@@ -106,7 +106,7 @@ def test_the_kl_in_the_loss_is_no_longer_in_the_reward():
 def test_the_score_less_what_kl_costs_is_the_reported_total():
   for details in (dict(), dict(kl_estimator="k3", kl_clamp=0.1), dict(whiten_rewards="scale")):
     _, m = annotated(**details)
-    total = m["rewards/score"] - m["policy/kl_coef"] * m["policy/kl_penalty"]
+    total = m["rewards/shaped"] - m["policy/kl_coef"] * m["policy/kl_penalty"]
     np.testing.assert_allclose(m["rewards/total"], total, rtol=1e-6)
 
 

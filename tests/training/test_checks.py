@@ -14,7 +14,7 @@ from rlhf_jax.training import checks
 from rlhf_jax.training.step import init_state, make_train_step
 
 ROW = {
-  "rewards/score": 2.0,
+  "rewards/shaped": 2.0,
   "policy/kl_coef": 0.5,
   "policy/kl_penalty": 3.0,
   "rewards/total": 0.5,
