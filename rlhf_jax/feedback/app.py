@@ -34,7 +34,7 @@ HEADERS = {
 }
 
 Key = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 Comment = Annotated[str, Field(max_length=LONGEST_COMMENT)]
 
 
@@ -64,12 +64,12 @@ class Adjudication(Body):
 
 
 class Invitation(Body):
-  name: Annotated[str, Field(min_length=1, max_length=100)]
+  name: Name
   days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] | None = None
 
 
 class Person(Body):
-  name: Annotated[str, Field(min_length=1, max_length=100)]
+  name: Name
 
 
 def make_app(store: Store) -> FastAPI:

@@ -157,8 +157,10 @@ class Store:
     return token
 
   def revoke(self, name: str) -> None:
-    """Takes all of a person's tokens away; what they said stays."""
+    """Takes all of a person's tokens away; what they said stays. Raises Refused for a name that nobody has."""
     with self._writing() as db:
+      if db.execute(sa.select(ANNOTATORS).where(ANNOTATORS.c.name == name)).first() is None:
+        raise Refused(f"nobody is called {name!r}.")
       db.execute(TOKENS.delete().where(TOKENS.c.annotator == name))
       self._add(db, "revoked", annotator=name)
 
