@@ -53,7 +53,7 @@ def measure(setup: Setup, params: Params, frozen: Params, *, updates: int) -> di
 
     def divergence(rows):
       part = setup.place_batch(sampling.take(written, rows))
-      return _kl(setup.policy, {"model": params["model"]}, frozen, part)
+      return exact_kl(setup.policy, {"model": params["model"]}, frozen, part)
 
     each = sampling.in_batches(setup, divergence, len(prompts), settings.batch_size, "measuring")
     found["eval/kl_exact"] = np.mean(each)
@@ -78,7 +78,7 @@ def assert_possible(setup: Setup, name: str, every: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kl(policy, params: Params, frozen: Params, sequences: Sequences):
+def exact_kl(policy, params: Params, frozen: Params, sequences: Sequences):
   """KL from the reference, exact over the vocabulary and summed over the response, float32[B]."""
   *_, exact = policy.compare(params, frozen["reference"], frozen, sequences, 1.0)
   return stats.row_sum(exact, sequences.response_mask)

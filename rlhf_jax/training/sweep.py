@@ -7,7 +7,6 @@ Member k sees the prompts, and draws the tokens and minibatches, of the run with
 
 from __future__ import annotations
 
-import functools
 import json
 import operator
 import os
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from rlhf_jax import sharding
 from rlhf_jax.config import from_dict, suggest
-from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import (
   disk,
@@ -31,6 +29,7 @@ from rlhf_jax.training import (
   online,
   options,
   preflight,
+  progress,
   rewarding,
   sampling,
   stages,
@@ -39,7 +38,7 @@ from rlhf_jax.training import (
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
 from rlhf_jax.training.step import init_state
-from rlhf_jax.types import Params, Sequences, TrainState
+from rlhf_jax.types import Params, TrainState
 
 FILE = "ablation.json"
 LAST = 5  # the last 1 / LAST of the steps are averaged
@@ -127,7 +126,9 @@ class Sweep:
     sequences = written.sequences
 
     def divergence(rows):
-      return _kl(member.policy, model, self.frozen, sampling.take(sequences, rows))
+      return progress.exact_kl(
+        member.policy, {"model": model}, self.frozen, sampling.take(sequences, rows)
+      )
 
     rows = len(sequences.tokens)
     measured = {
@@ -158,13 +159,6 @@ class Sweep:
       collect = online.make_collect(self.setup, second=second)
       self._made[second] = jax.jit(jax.vmap(collect, in_axes=(0, None, 0, 0, 0, None, None)))
     return self._made[second]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _kl(policy, model: Params, frozen: Params, sequences: Sequences):
-  """KL from the reference, exact over the vocabulary and summed over the response, float32[B]."""
-  *_, exact = policy.compare({"model": model}, frozen["reference"], frozen, sequences, 1.0)
-  return stats.row_sum(exact, sequences.response_mask)
 
 
 def ablate(
