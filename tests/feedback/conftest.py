@@ -1,4 +1,4 @@
-"""Projects, items, and the databases that every test of the store runs on."""
+"""The databases that every test of the store runs on."""
 
 import glob
 import os
@@ -13,27 +13,9 @@ import pytest
 pytest.importorskip("sqlalchemy", reason="pip install 'rlhf_jax[label]'")
 pytest.importorskip("fastapi", reason="pip install 'rlhf_jax[label]'")
 
-from rlhf_jax.feedback.project import Project, Question, parse_item  # noqa: E402
+from some_items import PAIRS, Clock  # noqa: E402
+
 from rlhf_jax.feedback.store import Store  # noqa: E402
-
-PAIRS = Project("Which is better?", (Question("better", "pairs"),), overlap=2, lease_seconds=60)
-
-
-def pairs(count: int, project: Project = PAIRS) -> list:
-  """Items to compare, numbered."""
-  rows = [
-    {"id": f"item {i}", "prompt": f"{i}?", "answers": [f"{i}", f"not {i}"]} for i in range(count)
-  ]
-  return [parse_item(row, project) for row in rows]
-
-
-class Clock:
-  """A clock that a test moves."""
-
-  now = 1_000_000.0
-
-  def __call__(self) -> float:
-    return self.now
 
 
 @pytest.fixture(scope="session")

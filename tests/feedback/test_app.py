@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import PAIRS, pairs
+from some_items import PAIRS, pairs
 from starlette.testclient import TestClient
 
 from rlhf_jax.feedback.app import HEADERS, LARGEST_BODY, make_app

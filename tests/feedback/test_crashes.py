@@ -12,7 +12,7 @@ import time
 
 import httpx
 import pytest
-from conftest import PAIRS, pairs
+from some_items import PAIRS, pairs
 
 from rlhf_jax.feedback.store import Store
 

@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from conftest import PAIRS, pairs
+from some_items import PAIRS, pairs
 
 from rlhf_jax.data import feedback
 from rlhf_jax.feedback import export, formats

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import pairs
+from some_items import pairs
 
 from rlhf_jax.feedback import export, quality, reliability, simulate
 from rlhf_jax.feedback.export import Judgement

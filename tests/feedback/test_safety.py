@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PAIRS, pairs
+from some_items import PAIRS, pairs
 from starlette.testclient import TestClient
 
 from rlhf_jax.cli import label

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from conftest import PAIRS, pairs
+from some_items import PAIRS, pairs
 
 from rlhf_jax.feedback import store as stores
 from rlhf_jax.feedback.store import Refused, Store
