@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from rlhf_jax.feedback import quality
 from rlhf_jax.feedback.export import Judgement, adjudicated, judgements
@@ -14,6 +16,7 @@ from rlhf_jax.feedback.store import Store
 
 LISTED = 50  # items in a list
 HOUR = 3600.0
+SIDES = ("first", "second")
 
 
 def overview(store: Store) -> dict:
@@ -27,12 +30,11 @@ def overview(store: Store) -> dict:
   decided = adjudicated(store)
   now = store.clock()
   lately = sum(j.at > now - HOUR for j in every)
+  units = {q.name: quality.units(real, q, project) for q in project.questions}
   questions = {}
-  for question in project.questions:
-    found = quality.units(real, question, project)
-    measured = quality.agreement(found)
-    questions[question.name] = {name: _number(x) for name, x in measured.items()}
-    questions[question.name]["between"] = [
+  for name, found in units.items():
+    questions[name] = {what: _number(x) for what, x in quality.agreement(found).items()}
+    questions[name]["between"] = [
       {"annotators": list(pair), "kappa": _number(kappa)}
       for pair, kappa in quality.between(found).items()
     ]
@@ -45,7 +47,7 @@ def overview(store: Store) -> dict:
     "hours_left": (wanted - len(real)) / lately if lately else None,
     "questions": questions,
     "annotators": [
-      _annotator(store, who.name, every) for who in store.annotators() if who.role == "annotator"
+      _annotator(who.name, every, units) for who in store.annotators() if who.role == "annotator"
     ],
     "positions": positions(real, project),
     "lengths": lengths(real, project),
@@ -71,57 +73,52 @@ def of_item(store: Store, id: str) -> dict:
 
 def positions(found: Sequence[Judgement], project) -> dict[str, dict]:
   """Of each comparison: how often the answer shown on the left won, on the right, and neither."""
-  result = {}
-  for question in project.questions:
-    if question.form == "pairs":
-      counts = Counter()
-      for j in found:
-        choice = j.said.get(question.name, {}).get("choice")
-        if choice in ("first", "second"):
-          counts["left" if j.shown[0] == ("first", "second").index(choice) else "right"] += 1
-        elif choice:
-          counts[choice] += 1
-      result[question.name] = dict(counts)
-  return result
+
+  def side(j: Judgement, choice: str) -> str:
+    if choice not in SIDES:
+      return choice
+    return "left" if j.shown[0] == SIDES.index(choice) else "right"
+
+  return _counted(found, project, side)
 
 
 def lengths(found: Sequence[Judgement], project) -> dict[str, dict]:
   """Of each comparison: how often the longer answer won, and the shorter; equal lengths are left out."""
+
+  def size(j: Judgement, choice: str) -> str | None:
+    sizes = [len(text_of(answer["content"])) for answer in j.item.answers]
+    if choice not in SIDES or sizes[0] == sizes[1]:
+      return None
+    return "longer" if sizes[SIDES.index(choice)] == max(sizes) else "shorter"
+
+  return _counted(found, project, size)
+
+
+def _counted(found: Sequence[Judgement], project, kind: Callable) -> dict[str, dict]:
+  """Of each question of pairs, how often `kind(judgement, choice)` is what; None is not counted."""
   result = {}
   for question in project.questions:
     if question.form == "pairs":
-      counts = Counter()
-      for j in found:
-        choice = j.said.get(question.name, {}).get("choice")
-        sizes = [len(text_of(answer["content"])) for answer in j.item.answers]
-        if choice in ("first", "second") and sizes[0] != sizes[1]:
-          won = ("first", "second").index(choice)
-          counts["longer" if sizes[won] == max(sizes) else "shorter"] += 1
-      result[question.name] = dict(counts)
+      said = [(j, j.said[question.name]["choice"]) for j in found if question.name in j.said]
+      kinds = [kind(j, choice) for j, choice in said]
+      result[question.name] = dict(Counter(k for k in kinds if k is not None))
   return result
 
 
-def _annotator(store: Store, name: str, every: Sequence[Judgement]) -> dict:
+def _annotator(name: str, every: Sequence[Judgement], units: Mapping[str, quality.Units]) -> dict:
   mine = [j for j in every if j.annotator == name]
-  seconds = [j.client_ms / 1000 for j in mine if j.client_ms > 0]
-  checks = [j for j in mine if j.item.known is not None]
-  right = sum(j.said == {**j.said, **j.item.known} for j in checks)
-  others = [j for j in every if j.annotator != name and j.item.known is None]
   own = [j for j in mine if j.item.known is None]
+  checks = [j for j in mine if j.item.known is not None]
+  seconds = [j.client_ms / 1000 for j in mine if j.client_ms > 0]
+  right = sum(j.said == {**j.said, **j.item.known} for j in checks)
   with_others = {}
-  for question in store.project.questions:
-    found = quality.units([*own, *others], question, store.project)
+  for question, found in units.items():
     if name in found.annotators:
       row = found.annotators.index(name)
-      alike = [
-        found.codes[row, u] == found.codes[other, u]
-        for u in range(found.codes.shape[1])
-        for other in range(len(found.annotators))
-        if other != row
-        and not math.isnan(found.codes[row, u])
-        and not math.isnan(found.codes[other, u])
-      ]
-      with_others[question.name] = sum(alike) / len(alike) if alike else None
+      others = np.delete(found.codes, row, axis=0)
+      shared = ~np.isnan(others) & ~np.isnan(found.codes[row])
+      alike = np.sum(shared & (others == found.codes[row]))
+      with_others[question] = float(alike / np.sum(shared)) if shared.any() else None
   return {
     "name": name,
     "judged": len(own),

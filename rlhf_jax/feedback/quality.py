@@ -96,12 +96,8 @@ def fleiss_kappa(codes: np.ndarray) -> float:
 
   NaN where all answers are alike.
   """
-  values = np.unique(codes[~np.isnan(codes)])
-  counts = (
-    np.stack([np.sum(codes == v, axis=0) for v in values]) if len(values) else np.zeros((0, 0))
-  )
-  counts = counts[:, counts.sum(axis=0) >= 2] if counts.size else counts  # [values, units]
-  if counts.size == 0 or len(values) < 2:
+  counts = _counts(codes)
+  if counts.size == 0 or len(counts) < 2:
     return np.nan
   n = counts.sum(axis=0)
   observed = np.mean(np.sum(counts * (counts - 1), axis=0) / (n * (n - 1)))
@@ -125,11 +121,16 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray, *, ordered: bool = False)
 
 def alike(codes: np.ndarray) -> float:
   """In what share of pairs of answers to one unit both are equal."""
-  equal = total = 0
-  for first, second in itertools.combinations(codes, 2):
-    both = ~np.isnan(first) & ~np.isnan(second)
-    equal, total = equal + np.sum(first[both] == second[both]), total + np.sum(both)
-  return float(equal / total) if total else np.nan
+  counts = _counts(codes)
+  n = counts.sum(axis=0)
+  return float(np.sum(counts * (counts - 1)) / np.sum(n * (n - 1))) if counts.size else np.nan
+
+
+def _counts(codes: np.ndarray) -> np.ndarray:
+  """How often each value was said of each unit that several annotators share, int[values, units]."""
+  values = np.unique(codes[~np.isnan(codes)])
+  counts = np.sum(codes[None] == values[:, None, None], axis=1)
+  return counts[:, counts.sum(axis=0) >= 2]
 
 
 def _bootstrapped(measure: Callable, codes: np.ndarray, items: np.ndarray, seed: int) -> Estimate:
