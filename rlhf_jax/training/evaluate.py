@@ -49,12 +49,7 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   `evaluation/` and read back from there, so that a second algorithm is judged on the same answers of the SFT model.
   """
   settings = from_dict(Settings, setup.config.get("evaluation", {}), where="evaluation")
-  plain = Sampling(
-    max_new_tokens=setup.sampling.max_new_tokens,
-    stop_tokens=setup.sampling.stop_tokens,
-    greedy=settings.greedy,
-  )
-  setup = setup._replace(sampling=plain)
+  setup = sampling_plainly(setup, settings)
   own, shared = setup.workdir / "evaluation", setup.shared / "evaluation"
   for folder in (own, shared):
     folder.mkdir(exist_ok=True)
@@ -88,6 +83,16 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   bar.update()
   bar.close()
   return results
+
+
+def sampling_plainly(setup: Setup, settings: Settings) -> Setup:
+  """`setup` that samples as an evaluation does: at temperature 1 and untruncated, or without chance."""
+  plain = Sampling(
+    max_new_tokens=setup.sampling.max_new_tokens,
+    stop_tokens=setup.sampling.stop_tokens,
+    greedy=settings.greedy,
+  )
+  return setup._replace(sampling=plain)
 
 
 @functools.partial(jax.jit, static_argnums=0)

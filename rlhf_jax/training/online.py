@@ -366,8 +366,7 @@ def _assert_critic_from_reward_model(whole: Mapping[str, Any], stage: str, setti
   if not rewarding.asks_model(whole):
     raise ValueError(f"{asked} needs a reward model, and none is among rewards.terms.")
   made = reward_model_of(whole)
-  reading = made.module.reading(made.config) if hasattr(made.module, "reading") else Reading()
-  if made.group.members > 1 and made.group.combine != "average" or reading != Reading():
+  if made.group.members > 1 and made.group.combine != "average" or made.reading != Reading():
     raise ValueError(
       f"{asked} needs one model whose one number at the last token is the reward, and {made.name} is an ensemble, says several "
       f"numbers or scores every token; set {stage}.critic_init='policy'."

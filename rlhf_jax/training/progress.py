@@ -15,7 +15,6 @@ import numpy as np
 
 from rlhf_jax.config import from_dict
 from rlhf_jax.ops import stats
-from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import evaluate, sampling
 from rlhf_jax.training.setup import Setup, algorithm_module
 from rlhf_jax.types import Mean, Params, Sequences
@@ -33,14 +32,9 @@ def measure(setup: Setup, params: Params, frozen: Params, *, updates: int) -> di
   """
   began = time.perf_counter()
   settings = from_dict(evaluate.Settings, setup.config.get("evaluation", {}), where="evaluation")
-  plain = Sampling(
-    max_new_tokens=setup.sampling.max_new_tokens,
-    stop_tokens=setup.sampling.stop_tokens,
-    greedy=settings.greedy,
-  )
   prompts = setup.task.test_prompts
   written = sampling.sample(
-    setup._replace(sampling=plain),
+    evaluate.sampling_plainly(setup, settings),
     frozen["base"],
     params["model"],
     prompts,

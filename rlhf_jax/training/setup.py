@@ -188,6 +188,10 @@ class RewardModel(NamedTuple):
   config: Any  # the module's
   group: ensemble.Settings
 
+  @property
+  def reading(self) -> Reading:
+    return self.module.reading(self.config) if hasattr(self.module, "reading") else Reading()
+
 
 def reward_model_of(config: Mapping[str, Any], role: str = "reward_model") -> RewardModel:
   """Of the run's reward model; or, as the `role` "cost_model", of what it takes for costs."""
@@ -206,13 +210,12 @@ def reward_model_of(config: Mapping[str, Any], role: str = "reward_model") -> Re
 
 def _make_scorer(made: RewardModel, model: LanguageModel, lora: Lora, tokenizer) -> Scorer:
   """`model` as that reward model."""
-  reading = made.module.reading(made.config) if hasattr(made.module, "reading") else Reading()
   lines = None
-  if reading.steps:
+  if made.reading.steps:
     each = [[token] for token in range(len(tokenizer))]
     lines = steps.lines(tokenizer.batch_decode(each, skip_special_tokens=True))
   return make_scorer(
-    model, lora_scale=lora.scale, reading=reading, lines=lines, combine=made.group.combine
+    model, lora_scale=lora.scale, reading=made.reading, lines=lines, combine=made.group.combine
   )
 
 
