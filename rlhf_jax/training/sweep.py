@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from rlhf_jax import sharding
 from rlhf_jax.config import from_dict, suggest
-from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import (
   disk,
   ensemble,
@@ -109,14 +108,9 @@ class Sweep:
 
   def _held_out(self, config: Mapping[str, Any], member: Setup, model: Params) -> dict[str, float]:
     settings = from_dict(evaluate.Settings, config.get("evaluation", {}), where="evaluation")
-    given, size = member.sampling, settings.batch_size
-    plain = Sampling(
-      max_new_tokens=given.max_new_tokens,
-      stop_tokens=given.stop_tokens,
-      greedy=settings.greedy,
-    )
+    size = settings.batch_size
     written = sampling.sample(
-      member._replace(sampling=plain),
+      evaluate.sampling_plainly(member, settings),
       self.frozen["base"],
       model,
       member.task.test_prompts,
