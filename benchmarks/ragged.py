@@ -1,8 +1,8 @@
-"""Rows of uneven length, the same ones for every library: prompts and responses drawn log-normally.
+"""The rows of a benchmark as lengths in tokens, the same ones for every library; ids are drawn by who runs them.
 
-`rows` gives a task's rows as lengths in tokens; ids are drawn by who runs them. Only the standard library is imported, so
-that the environments of other libraries can read it. Where the fixed set has n tokens, the ragged one has a median of
-n / 2, at most 2 n, and 0.65 n on average: about the work of the fixed set, were nothing padded.
+In the ragged set prompts and responses are drawn log-normally: where the fixed set has n tokens, the ragged one has a
+median of n / 2, at most 2 n, and 0.65 n on average. Only the standard library is imported, so that the environments of
+other libraries can read this.
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ class Row(NamedTuple):
 def rows(task: str, shape: Mapping[str, int], steps: int, *, seed: int = 0) -> list[list[Row]]:
   """The rows of `steps` batches, [steps][rows]; a step's rows stay what they are when more steps are asked for."""
   return [_batch(task, shape, random.Random(f"{seed} {task} {step}")) for step in range(steps)]
+
+
+def fixed_rows(task: str, shape: Mapping[str, int], steps: int) -> list[list[Row]]:
+  """The same for the fixed set, where all rows are alike."""
+  prompt, response, answers = _typical(task, shape)
+  return [[Row(prompt, (response,) * answers)] * per_step(task, shape)] * steps
+
+
+def tokens(task: str, row: Row) -> int:
+  """What tokens per second counts: the texts that are trained on, or the responses that are written."""
+  written = sum(row.responses)
+  return written if task in ("gen", "grpo", "ppo") else len(row.responses) * row.prompt + written
 
 
 def limits(task: str, shape: Mapping[str, int]) -> tuple[int, int]:
