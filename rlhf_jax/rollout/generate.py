@@ -50,67 +50,93 @@ def generate(
   prompt_mask: Array,
   keys: Array,
   settings: Sampling,
+  limits: Array | None = None,
 ) -> Generation:
   """One response a row. `prompts` int32[B, P] padded on the left, `prompt_mask` 1 on real tokens.
 
   `weights` are whole (adapters attached) and may be cast for decoding. `keys` holds a key a row: a
-  row's response depends on its own prompt and key alone, not on its neighbours.
+  row's response depends on its own prompt and key alone, not on its neighbours. `limits` int32[B]
+  cuts rows short of max_new_tokens.
   Under truncated sampling the log-probabilities are those of the renormalised distribution.
   """
   B, P = prompts.shape
   N = settings.max_new_tokens
-  stops = jnp.asarray(settings.stop_tokens, jnp.int32)
+  limits = jnp.full(B, N) if limits is None else jnp.minimum(limits, N)
 
-  def draw(hidden, index):
-    logits = model.unembed(weights, hidden) / settings.temperature  # [B, V]
-    if settings.stop_tokens and settings.min_new_tokens:
-      barred = jnp.zeros(logits.shape[-1], bool).at[stops].set(True)[None]
-      logits = jnp.where(barred & (index < settings.min_new_tokens), -jnp.inf, logits)
-    logits = sampling.truncate(
-      logits, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p
-    )
-    if settings.greedy:
-      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-      token = sampling.categorical(jax.vmap(lambda k: jax.random.fold_in(k, index))(keys), logits)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-  def write(tokens, logps, mask, done, index, token, logp):
-    alive = ~done
+  def write(tokens, logps, mask, stopped, index, token, logp):
+    alive = ~stopped & (index < limits)
     put = lambda array, value: jax.lax.dynamic_update_slice_in_dim(
       array, value.astype(array.dtype)[:, None], index, axis=1
     )
     tokens, logps = put(tokens, token * alive), put(logps, jnp.where(alive, logp, 0.0))
-    stopped = jnp.any(token[:, None] == stops[None], axis=-1)
-    return tokens, logps, put(mask, alive), done | stopped
+    return tokens, logps, put(mask, alive), stopped | (alive & stops(settings, token))
 
-  segments = (prompt_mask > 0).astype(jnp.int32)
-  positions = jnp.maximum(jnp.cumsum(segments, axis=-1) - 1, 0)
+  segments, positions = prompt_layout(prompt_mask)
   cache = model.init_cache(B, P + N)
   hidden, cache = model.prefill(weights, prompts * segments, positions, segments, cache)
-  token, logp = draw(hidden[:, -1], 0)
+  token, logp = draw(model, weights, settings, hidden[:, -1], keys, jnp.zeros(B, jnp.int32))
   empty = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N)), jnp.zeros((B, N))
   written = write(*empty, jnp.zeros(B, bool), 0, token, logp)
 
   def unfinished(carry):
-    index, _, _, (_, _, _, done) = carry
-    return (index < N) & ~jnp.all(done)
+    index, _, _, (_, _, _, stopped) = carry
+    return jnp.any(~stopped & (index < limits))
 
   def step(carry):
     index, token, cache, written = carry
     hidden, cache = model.decode_step(weights, token, cache)
-    token, logp = draw(hidden, index)
+    token, logp = draw(model, weights, settings, hidden, keys, jnp.full(B, index))
     return index + 1, token, cache, write(*written, index, token, logp)
 
   carry = jax.lax.while_loop(unfinished, step, (jnp.int32(1), token, cache, written))
-  tokens, logps, mask, done = carry[-1]
+  return generation(prompts, segments, *carry[-1])
+
+
+def draw(
+  model: LanguageModel,
+  weights: Params,
+  settings: Sampling,
+  hidden: Array,
+  keys: Array,
+  index: Array,
+) -> tuple[Array, Array]:
+  """(token int32[B], its log-probability float32[B]) after hidden[B, D], response token `index`[B] of each row."""
+  logits = model.unembed(weights, hidden) / settings.temperature  # [B, V]
+  if settings.stop_tokens and settings.min_new_tokens:
+    early = index < settings.min_new_tokens
+    barred = stops(settings, jnp.arange(logits.shape[-1]))
+    logits = jnp.where(barred[None] & early[:, None], -jnp.inf, logits)
+  logits = sampling.truncate(
+    logits, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p
+  )
+  if settings.greedy:
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  else:
+    token = sampling.categorical(jax.vmap(jax.random.fold_in)(keys, index), logits)
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def stops(settings: Sampling, tokens: Array) -> Array:
+  """bool[B], where one of `tokens`[B] ends a response."""
+  return jnp.any(tokens[:, None] == jnp.asarray(settings.stop_tokens, jnp.int32)[None], axis=-1)
+
+
+def prompt_layout(mask: Array) -> tuple[Array, Array]:
+  """(segments, positions) int32[B, P] of prompts padded on the left."""
+  segments = (mask > 0).astype(jnp.int32)
+  return segments, jnp.maximum(jnp.cumsum(segments, axis=-1) - 1, 0)
+
+
+def generation(prompts, segments, tokens, logps, mask, stopped) -> Generation:
+  """`prompts`[B, P] and the response tokens, log-probabilities and mask [B, N] that followed them."""
+  nothing = jnp.zeros(prompts.shape)
   sequences = Sequences.from_mask(
     tokens=jnp.concatenate([prompts, tokens], axis=1),
     mask=jnp.concatenate([segments.astype(jnp.float32), mask], axis=1),
-    response_mask=jnp.concatenate([jnp.zeros((B, P)), mask], axis=1),
+    response_mask=jnp.concatenate([nothing, mask], axis=1),
   )
-  return Generation(sequences, jnp.pad(logps, ((0, 0), (P, 0))), truncated=~done)
+  return Generation(sequences, jnp.concatenate([nothing, logps], axis=1), truncated=~stopped)
 
 
 def left_pad(prompts: list[list[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:

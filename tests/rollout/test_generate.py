@@ -139,3 +139,15 @@ def test_a_prompt_must_have_tokens_and_fit():
     left_pad([[1], []])
   with pytest.raises(ValueError, match="prompt 0 has 3 tokens; it needs between 1 and 2"):
     left_pad([[1, 2, 3]], width=2)
+
+
+def test_limits_cut_each_row_after_its_own_number_of_tokens():
+  model, weights = model_and_weights()
+  tokens, mask = left_pad(PROMPTS)
+  keys = jax.random.split(jax.random.key(7), 3)
+  settings = dataclasses.replace(SETTINGS, stop_tokens=())
+  limits = jnp.asarray([2, 12, 5])
+  cut = jax.jit(generate, static_argnums=0)(model, weights, tokens, mask, keys, settings, limits)
+  whole = answers(write(settings))
+  assert answers(cut) == [whole[0][:2], whole[1], whole[2][:5]]
+  assert np.all(cut.truncated)
