@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 SIGMA = 0.8  # of the logarithm: one length in ten is more than 2.8 times the median
-QUEUE = 4  # batches of prompts that a ragged case of generation answers at a time
 
 
 class Row(NamedTuple):
@@ -48,14 +47,6 @@ def limits(task: str, shape: Mapping[str, int]) -> tuple[int, int]:
   """The longest prompt and the longest response that can be drawn."""
   prompt, response, _ = _typical(task, shape)
   return 2 * prompt, 2 * response
-
-
-def stop_tokens(vocab: int, shape: Mapping[str, int]) -> list[int]:
-  """End marks of a case that generates: one id in 0.7 n, so that answers have 0.65 n tokens on average, at most 2 n.
-
-  Where tokens are drawn evenly, as from random weights, lengths are geometric.
-  """
-  return list(range(7, vocab, round(0.7 * shape["new"])))
 
 
 def per_step(task: str, shape: Mapping[str, int]) -> int:
