@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from rlhf_jax import sharding
+
 Array = jax.Array
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -86,6 +88,6 @@ def _transpose(x):
   363 GFLOP/s against 872 with the copy, for [1024, 576]ᵀ @ [1024, 1536] on two AVX512-BF16 cores.
   """
   x = jnp.swapaxes(x, -1, -2)
-  if jax.default_backend() == "cpu":
+  if sharding.platform() == "cpu":
     x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
   return x

@@ -25,12 +25,12 @@ RULES = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """The mesh of the first data × fsdp × tensor devices; `data=-1` takes all that are left over.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+  """The mesh of the first data × fsdp × tensor of `devices`, JAX's own unless given; `data=-1` takes all that are left over.
 
   Raises ValueError when there are too few devices.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   if data == -1:
     data = max(1, len(devices) // (fsdp * tensor))
   wanted = data * fsdp * tensor
@@ -65,6 +65,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, mesh))
+
+
+def platform() -> str:
+  """Of the devices that are computed for: "cpu", "gpu" or "tpu", by the mesh in scope where there is one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
