@@ -131,6 +131,8 @@ class LanguageModel(NamedTuple):
   init_cache: Callable  # (batch, length) -> cache
   prefill: Callable  # (params, tokens, positions, segments, cache) -> (hidden[B, T, D], cache)
   decode_step: Callable  # (params, token int32[B], cache) -> (hidden[B, D], cache)
+  # (params, tokens[k, T], positions, segments, cache, rows int32[k]) -> (hidden[k, T, D], cache); these rows forget the rest
+  prefill_rows: Callable
 
 
 class Words(NamedTuple):

@@ -38,13 +38,16 @@ class Family(NamedTuple):
 
 @struct.dataclass
 class Cache:
-  """Keys and values of the tokens seen so far; all rows fill the same slot at the same time."""
+  """Keys and values of the tokens seen so far; all rows fill the same slot at the same time.
+
+  Decoding goes round: after the last slot comes the first, whose token is forgotten.
+  """
 
   keys: tuple  # per layer, compute dtype [B, K, S, C]
   values: tuple  # per layer, compute dtype [B, K, S, C]
   segments: Array  # int32[B, S], 0 where nothing is stored
   positions: Array  # int32[B], of each row's next token
-  length: Array  # int32[], the next slot
+  length: Array  # int32[], tokens so far; the next slot is that modulo S
 
 
 def language_model(
@@ -124,14 +127,20 @@ def language_model(
     params: Params, tokens: Array, positions: Array, segments: Array, cache: Cache
   ) -> tuple[Array, Cache]:
     """hidden[B, T, D] and the cache with T more slots filled; a later turn may follow an earlier one."""
-    stored = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.length))
-    mask = attention_mask(segments, stored, cache.length + jnp.arange(tokens.shape[1]))
+    slots = cache.length + jnp.arange(tokens.shape[1])
+    return extend(params, tokens, positions, segments, cache, slots)
+
+  def extend(params, tokens, positions, segments, cache, slots):
+    """`prefill` of tokens that see what is stored up to `slots` int[T]."""
+    slot = cache.length % cache.segments.shape[1]
+    stored = jax.lax.dynamic_update_slice(cache.segments, segments, (0, slot))
+    mask = attention_mask(segments, stored, slots)
     shared = _once(family.shared(positions))
     x = family.embed(params, tokens, positions)
     keys, values = [], []
     past = zip(cache.keys, cache.values, strict=True)
     for weights, (k, v) in zip(layer_list(params, config.num_layers), past, strict=True):
-      x, (k, v) = block(weights, x, shared, mask, (k, v, cache.length))
+      x, (k, v) = block(weights, x, shared, mask, (k, v, slot))
       keys.append(k)
       values.append(v)
     last = (segments == _last_segment(stored)[:, None]) & (segments > 0)
@@ -149,10 +158,35 @@ def language_model(
   def decode_step(params: Params, token: Array, cache: Cache) -> tuple[Array, Cache]:
     """hidden[B, D] after one more token int32[B] of each row's last segment."""
     segments = jnp.maximum(_last_segment(cache.segments), 1)
-    x, cache = prefill(params, token[:, None], cache.positions[:, None], segments[:, None], cache)
+    every_slot = jnp.full(1, cache.segments.shape[1])  # all that a row has stored came before
+    x, cache = extend(
+      params, token[:, None], cache.positions[:, None], segments[:, None], cache, every_slot
+    )
     return x[:, 0], cache
 
-  return LanguageModel(config, init, hidden, unembed, q_values, init_cache, prefill, decode_step)
+  def prefill_rows(
+    params: Params, tokens: Array, positions: Array, segments: Array, cache: Cache, rows: Array
+  ) -> tuple[Array, Cache]:
+    """hidden[k, T, D] of what the k `rows` begin anew with, in the T slots before the next; the rest of them is empty."""
+    hidden, fresh = prefill(params, tokens, positions, segments, init_cache(*tokens.shape))
+    T, S = tokens.shape[1], cache.segments.shape[1]
+
+    def put(stored, new, axis):
+      width = [(0, S - T if i == axis else 0) for i in range(new.ndim)]
+      turned = jnp.roll(jnp.pad(new, width), cache.length - T, axis)
+      return stored.at[rows].set(turned)
+
+    return hidden, Cache(
+      keys=jax.tree.map(lambda stored, new: put(stored, new, 2), cache.keys, fresh.keys),
+      values=jax.tree.map(lambda stored, new: put(stored, new, 2), cache.values, fresh.values),
+      segments=put(cache.segments, fresh.segments, 1),
+      positions=cache.positions.at[rows].set(fresh.positions),
+      length=cache.length,
+    )
+
+  return LanguageModel(
+    config, init, hidden, unembed, q_values, init_cache, prefill, decode_step, prefill_rows
+  )
 
 
 def _once(tree):

@@ -44,6 +44,11 @@ def mixture(model: LanguageModel, coef) -> LanguageModel:
   def decode_step(params, token, cache):
     return both(lambda n: model.decode_step(params[n], token, cache[n]))
 
+  def prefill_rows(params, tokens, positions, segments, cache, rows):
+    return both(
+      lambda n: model.prefill_rows(params[n], tokens, positions, segments, cache[n], rows)
+    )
+
   return model._replace(
     init=lambda key: dict.fromkeys(MODELS, model.init(key)),
     hidden=hidden,
@@ -51,4 +56,5 @@ def mixture(model: LanguageModel, coef) -> LanguageModel:
     init_cache=init_cache,
     prefill=prefill,
     decode_step=decode_step,
+    prefill_rows=prefill_rows,
   )

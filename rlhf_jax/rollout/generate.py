@@ -26,6 +26,8 @@ class Sampling:
   min_p: float | None = option(None, above=0, at_most=1)
   greedy: bool = False
   stop_tokens: tuple[int, ...] = ()  # a response ends with the first of these, which belongs to it
+  # How many rows decode at a time, each going on with the next prompt when its response has ended; 0 is all of a batch.
+  slots: int = option(0, at_least=0)
 
   @property
   def truncates(self) -> bool:
