@@ -26,14 +26,27 @@ def load(source: str) -> Loaded:
 
   Nothing is downloaded. Raises an error that names the file and the remedy when something is missing or does not fit.
   """
+  path = _path(source)
+  return _from_folder(path) if path.is_dir() else _from_gguf(path)
+
+
+def structure(source: str):
+  """The family's frozen config of the model at `source`, whose weights are not read."""
+  path = _path(source)
+  if path.is_dir():
+    return family_config(hf.config(path), where=str(path / "config.json"))
+  values = hf.complete(gguf_to_hf.config(gguf.read(path)), where=str(path))
+  return family_config(values, where=str(path))
+
+
+def _path(source: str) -> pathlib.Path:
+  """The folder or the .gguf file that `source` names."""
   source = str(source)
   if source.startswith("package:"):
-    return _from_gguf(package_file(source.removeprefix("package:")))
+    return package_file(source.removeprefix("package:"))
   path = pathlib.Path(source).expanduser()
-  if path.is_dir():
-    return _from_folder(path)
-  if path.suffix == ".gguf":
-    return _from_gguf(path)
+  if path.is_dir() or path.suffix == ".gguf":
+    return path
   raise FileNotFoundError(
     f"{source or 'The model'} is neither a Hugging Face folder, a .gguf file nor package:NAME; models are not downloaded,"
     " so give the path of one on this machine."
