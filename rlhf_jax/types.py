@@ -29,6 +29,12 @@ class Sequences:
   positions: Array  # int32[B, T], restarting in each segment
   segments: Array  # int32[B, T], 0 = padding
   response_mask: Array  # float32[B, T], 1 on tokens the policy chose, EOS included
+  # int32[B, T], where a segment goes on in several ways: 0 is seen by all of it, and stands first; k > 0 is a
+  # continuation that is seen by itself alone. None is 0 everywhere.
+  branches: Array | None = None
+  # int32[B, R], the columns whose log-probabilities are wanted, −1 where there are fewer; the others are 0. None wants
+  # all. A rollout's are the last R columns of every row.
+  asked: Array | None = None
 
   @classmethod
   def from_mask(cls, tokens: Array, mask: Array, response_mask: Array) -> Sequences:
@@ -44,6 +50,25 @@ class Sequences:
 
 
 @struct.dataclass
+class Shared:
+  """Answers to one prompt in one row, where what they have in common stands once and each goes on as a branch.
+
+  A `Policy` and a `Scorer` take it in place of G `Sequences`, and say [N, G, ...] of the answers where they say [B, ...] of rows.
+  """
+
+  rows: Sequences  # [N, W]
+  at: Array  # int32[N, G, T], where token t of answer g stands in its row; −1 is padding
+
+  def apart(self, x: Array) -> Array:
+    """What belongs to the tokens of each answer, [N, G, T, ...], of x[N, W, ...]; 0 is padding."""
+    N, G, T = self.at.shape
+    trailing = x.shape[2:]
+    at = self.at.reshape(N, G * T, *(1,) * len(trailing))
+    found = jnp.take_along_axis(x, jnp.maximum(at, 0), axis=1)
+    return jnp.where(at >= 0, found, 0).reshape(N, G, T, *trailing)
+
+
+@struct.dataclass
 class PreferenceBatch:
   """Pairs of answers to one prompt, the first preferred unless `preference` says how far."""
 
@@ -53,10 +78,11 @@ class PreferenceBatch:
   margin: Array  # float32[B], by how much, in the units of the reward; 0 where nobody said
   ref_chosen_logps: Array | None = None  # float32[B, T], from a cache or by annotate()
   ref_rejected_logps: Array | None = None  # float32[B, T]
+  together: Shared | None = None  # both answers of a pair in one row, chosen first
 
   @property
   def both(self) -> Sequences:
-    """All chosen, then all rejected, for one pass over both; `ops.preference.split` parts the result."""
+    """All chosen, then all rejected; `ops.preference.of_both` computes something of them."""
     return jax.tree.map(lambda w, l: jnp.concatenate([w, l]), self.chosen, self.rejected)
 
 
@@ -123,9 +149,7 @@ class LanguageModel(NamedTuple):
 
   config: Any  # the family's frozen config: vocab_size, hidden_size, max_positions, ...
   init: Callable  # key -> params
-  hidden: (
-    Callable  # (params, tokens, positions, segments) -> float32[B, T, D], after the final norm
-  )
+  hidden: Callable  # (params, tokens, positions, segments, branches=None) -> float32[B, T, D], after the final norm
   unembed: Callable  # (params, hidden[..., D]) -> float32[..., V] logits; called on chunks
   q_values: Callable  # (params["q_heads"], hidden[..., D]) -> float32[H, ..., V]; called on chunks
   init_cache: Callable  # (batch, length) -> cache

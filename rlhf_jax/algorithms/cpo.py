@@ -50,7 +50,9 @@ def make(policy: Policy) -> Algorithm:
   """CPO on batches of `PreferenceBatch`; a reference is only measured against, where there is one."""
 
   def loss(params, frozen, pairs, config, extra):
-    side_w, side_l = preference.split(policy.evaluate(params, frozen, pairs.both, 1.0))
+    side_w, side_l = preference.of_both(
+      lambda rows: policy.evaluate(params, frozen, rows, 1.0), pairs
+    )
     reduce = preference.average_logps if config.loss_type == "ipo" else stats.row_sum
     logps_w = reduce(side_w.logps, pairs.chosen.response_mask)
     logps_l = reduce(side_l.logps, pairs.rejected.response_mask)

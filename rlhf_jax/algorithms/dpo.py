@@ -196,7 +196,7 @@ def make(policy: Policy) -> Algorithm:
   """DPO on batches of `PreferenceBatch`; the reference's log-probabilities are computed if absent."""
 
   def evaluate(params, frozen, pairs):
-    return preference_ops.split(policy.evaluate(params, frozen, pairs.both, 1.0))
+    return preference_ops.of_both(lambda rows: policy.evaluate(params, frozen, rows, 1.0), pairs)
 
   def sums(logps_w, logps_l, pairs, config):
     """Sequence log-probabilities of policy and reference, float32[B] each, in the order of `dpo_loss`."""

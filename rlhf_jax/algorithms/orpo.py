@@ -44,7 +44,9 @@ def make(policy: Policy) -> Algorithm:
   """ORPO on batches of `PreferenceBatch`; a reference is only measured against, where there is one."""
 
   def loss(params, frozen, pairs, config, extra):
-    side_w, side_l = preference.split(policy.evaluate(params, frozen, pairs.both, 1.0))
+    side_w, side_l = preference.of_both(
+      lambda rows: policy.evaluate(params, frozen, rows, 1.0), pairs
+    )
     logps_w = preference.average_logps(side_w.logps, pairs.chosen.response_mask)
     logps_l = preference.average_logps(side_l.logps, pairs.rejected.response_mask)
     losses = preference.both_ways(odds_ratio_loss, logps_w, logps_l, pairs.preference)

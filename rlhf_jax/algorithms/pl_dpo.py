@@ -40,7 +40,7 @@ def make(policy: Policy) -> Algorithm:
   def token_logps(params, frozen, answers) -> Array:
     """float32[B, K, T], from one pass over all answers."""
     shape = answers.tokens.shape
-    rows = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), answers)
+    rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), answers)
     return policy.evaluate(params, frozen, rows, 1.0).logps.reshape(shape)
 
   def annotate(params, frozen, batch, config, extra):

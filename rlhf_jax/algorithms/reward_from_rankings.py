@@ -70,7 +70,7 @@ def make(scorer: Scorer) -> Algorithm:
 
   def loss(params, frozen, batch: RankingBatch, config, extra):
     B, K, T = batch.answers.tokens.shape
-    rows = jax.tree.map(lambda x: x.reshape(B * K, T), batch.answers)
+    rows = jax.tree.map(lambda x: x.reshape(B * K, -1), batch.answers)
     scores = scorer.score(params, frozen, rows).reshape(B, K)
     below = (batch.ranks == 0) & (config.unranked == "below")
     losses = LOSSES[config.loss, config.ties](scores, batch.ranks, below)

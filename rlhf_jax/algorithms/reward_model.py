@@ -87,7 +87,7 @@ def make(scorer: Scorer) -> Algorithm:
   """Bradley-Terry on batches of `PreferenceBatch`."""
 
   def loss(params, frozen, batch, config, extra):
-    chosen, rejected = preference.split(scorer.score(params, frozen, batch.both))
+    chosen, rejected = preference.of_both(lambda rows: scorer.score(params, frozen, rows), batch)
     losses = pair_loss(chosen - rejected, batch, params.get("link"), config)
     terms = {"bradley_terry": stats.batch_mean(losses)}
     if config.centering is not None:

@@ -72,7 +72,7 @@ def make(scorer: Scorer) -> Algorithm:
 
   def annotate(params, frozen, batch, config, extra):
     lengths = jnp.sum(batch.both.response_mask, axis=-1)
-    outputs = preference.split(scorer.outputs(params, frozen, batch.both))
+    outputs = preference.of_both(lambda rows: scorer.outputs(params, frozen, rows), batch)
     term = batchwise.linearize(lambda w, l: length_term(w, l, lengths), *outputs)
     fields = {name: getattr(batch, name) for name in PreferenceBatch.__dataclass_fields__}
     all_of_them = jnp.concatenate(outputs)
@@ -84,7 +84,9 @@ def make(scorer: Scorer) -> Algorithm:
     return Batch(**fields, length_term=term), metrics
 
   def loss(params, frozen, batch: Batch, config, extra):
-    outputs_w, outputs_l = preference.split(scorer.outputs(params, frozen, batch.both))
+    outputs_w, outputs_l = preference.of_both(
+      lambda rows: scorer.outputs(params, frozen, rows), batch
+    )
     difference = jnp.sum(outputs_w - outputs_l, axis=1)
     p, eps = batch.preference, config.label_smoothing
     ranking = reward.logistic_loss(difference, (1.0 - eps) * p + eps * (1.0 - p))

@@ -53,7 +53,9 @@ def make_by_reward(policy: Policy, name: str, reward: Callable) -> Algorithm:
   """`margin_loss` on another `reward(logps, config)` of the average log-probability."""
 
   def loss(params, frozen, pairs, config, extra):
-    side_w, side_l = preference.split(policy.evaluate(params, frozen, pairs.both, 1.0))
+    side_w, side_l = preference.of_both(
+      lambda rows: policy.evaluate(params, frozen, rows, 1.0), pairs
+    )
     average = lambda side, rows: preference.average_logps(side.logps, rows.response_mask)
     rewards = (
       reward(average(side_w, pairs.chosen), config),

@@ -70,8 +70,8 @@ def make(policy: Policy) -> Algorithm:
 
   def loss(params, frozen, batch: Batch, config, extra):
     pairs = batch.pairs
-    side_w, side_l = preference.split(
-      policy.evaluate(params, frozen, pairs.both, config.temperature)
+    side_w, side_l = preference.of_both(
+      lambda rows: policy.evaluate(params, frozen, rows, config.temperature), pairs
     )
     mask_w, mask_l = pairs.chosen.response_mask, pairs.rejected.response_mask
     now = stats.row_sum(side_w.logps, mask_w), stats.row_sum(side_l.logps, mask_l)

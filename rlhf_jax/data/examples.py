@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Sequences
+from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Sequences, Shared
 
 FORMS = ("texts", "pairs", "rankings", "ratings", "classes", "marks", "tokens")
 
@@ -158,8 +159,26 @@ def pack(examples: Sequence[Example], width: int) -> list[list[Example]]:
   return rows
 
 
-def collate(rows: Sequence[Sequence[Example]], width: int) -> Sequences:
-  """Rows of packed examples as `Sequences` of numpy arrays [B, width], padded on the right."""
+# What a layout leaves out brings the tokens down to this share at most, or it is not worth the gathering.
+WORTHWHILE = 0.9
+
+
+class Layout(NamedTuple):
+  """The sizes of a batch's arrays, which every batch of a width has in common, so that each width compiles once."""
+
+  width: int  # T, of an answer
+  asked: int | None = None  # R, of the tokens whose log-probabilities are wanted; None wants all
+  shared: int | None = (
+    None  # W, of a pair's row where both share their prompt; None keeps them apart
+  )
+  asked_shared: int | None = None  # R of such a row
+
+
+def collate(rows: Sequence[Sequence[Example]], width: int, asked: int | None = None) -> Sequences:
+  """Rows of packed examples as `Sequences` of numpy arrays [B, width], padded on the right.
+
+  With `asked`, at least as many as any row has, only response tokens have log-probabilities.
+  """
   shape = (len(rows), width)
   tokens, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
   segments, response = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -173,71 +192,152 @@ def collate(rows: Sequence[Sequence[Example]], width: int) -> Sequences:
       segments[i, span] = segment
       response[i, span] = example.response_mask
       at += size
-  return Sequences(tokens, positions, segments, response)
+  return Sequences(tokens, positions, segments, response, asked=_asked(response, asked))
 
 
-def collate_records(
-  records: Sequence[Record], width: int, ref_logps: Logps | None = None
-) -> Sequences | PreferenceBatch | RankingBatch | LabelledBatch:
-  """Records of one form as its batch, every sequence padded to `width`; an answer a row.
-
-  With `ref_logps` the reference's log-probabilities come along, and need not be computed again.
-  """
-  return _COLLATE[type(records[0])](records, width, ref_logps)
+def asked_of(rows: Sequence[Sequence[Example]], width: int) -> int | None:
+  """How many response tokens a row of packed examples has at most; None where that is nearly `width`."""
+  most = _round_up(max(sum(sum(example.response_mask) for example in row) for row in rows))
+  return most if most <= WORTHWHILE * width else None
 
 
-def _examples(records, width, ref_logps) -> Sequences:
-  return collate([[example] for example in records], width)
+def _asked(response: np.ndarray, size: int | None) -> np.ndarray | None:
+  """The columns of each row's response tokens, int32[B, size]; −1 where there are fewer."""
+  if size is None:
+    return None
+  columns = np.full((len(response), size), -1, np.int32)
+  for row, mask in zip(columns, response, strict=True):
+    found = np.flatnonzero(mask)
+    row[: len(found)] = found
+  return columns
 
 
-def _pairs(pairs: Sequence[Pair], width: int, ref_logps) -> PreferenceBatch:
-  side = lambda name: [getattr(pair, name) for pair in pairs]
-  return PreferenceBatch(
-    chosen=_examples(side("chosen"), width, None),
-    rejected=_examples(side("rejected"), width, None),
-    preference=np.asarray(side("preference"), np.float32),
-    margin=np.asarray(side("margin"), np.float32),
-    ref_chosen_logps=_aligned(side("chosen"), width, ref_logps),
-    ref_rejected_logps=_aligned(side("rejected"), width, ref_logps),
+def collate_together(pairs: Sequence[Pair], layout: Layout) -> Shared:
+  """Both answers of each pair in one row: what they begin with, the rest of the chosen one, the rest of the other."""
+  shape = (len(pairs), layout.shared)
+  tokens, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  segments, branches = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  response = np.zeros(shape, np.float32)
+  at = np.full((len(pairs), 2, layout.width), -1, np.int32)
+  for i, pair in enumerate(pairs):
+    common = end = _in_common(pair)
+    parts = [(0, pair.chosen, 0, slice(0, common))]
+    at[i, :, :common] = np.arange(common)
+    for branch, answer in enumerate(pair.answers, start=1):
+      size = len(answer.tokens)
+      at[i, branch - 1, common:size] = np.arange(end, end + size - common)
+      parts.append((branch, answer, end, slice(common, size)))
+      end += size - common
+    for branch, answer, start, part in parts:
+      span = slice(start, start + part.stop - part.start)
+      tokens[i, span] = answer.tokens[part]
+      positions[i, span] = np.arange(part.start, part.stop)
+      response[i, span] = answer.response_mask[part]
+      branches[i, span] = branch
+    segments[i, :end] = 1
+  asked = _asked(response, layout.asked_shared)
+  return Shared(Sequences(tokens, positions, segments, response, branches, asked), at)
+
+
+def _in_common(pair: Pair) -> int:
+  """With how many tokens both answers begin. What stands before these is the same too, and so is all that is said of them."""
+  sides = (zip(answer.tokens, answer.response_mask, strict=True) for answer in pair.answers)
+  return next(
+    (i for i, (ours, theirs) in enumerate(zip(*sides, strict=False)) if ours != theirs),
+    min(len(answer.tokens) for answer in pair.answers),
   )
 
 
-def _rankings(rankings: Sequence[Ranking], width: int, ref_logps) -> RankingBatch:
+def _shared_width(pair: Pair) -> int:
+  return sum(len(answer.tokens) for answer in pair.answers) - _in_common(pair)
+
+
+def layouts(
+  batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool
+) -> dict[int, Layout]:
+  """Of each width, the smallest layout that holds all of its batches."""
+  of_width: dict[int, list[Record]] = {}
+  for width, records in batches:
+    of_width.setdefault(width, []).extend(records)
+  return {width: _layout(width, records, share_prompt) for width, records in of_width.items()}
+
+
+def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
+  answers = [answer for record in records for answer in record.answers]
+  layout = Layout(width, asked_of([[answer] for answer in answers], width))
+  if not (share_prompt and isinstance(records[0], Pair)):
+    return layout
+  shared = _round_up(max(map(_shared_width, records)))
+  if shared > WORTHWHILE * 2 * width:
+    return layout
+  return layout._replace(
+    shared=shared, asked_shared=asked_of([pair.answers for pair in records], shared)
+  )
+
+
+def collate_records(
+  records: Sequence[Record], layout: Layout | int, ref_logps: Logps | None = None
+) -> Sequences | PreferenceBatch | RankingBatch | LabelledBatch:
+  """Records of one form as its batch, every sequence padded to the layout's width, or to a width; an answer a row.
+
+  With `ref_logps` the reference's log-probabilities come along, and need not be computed again.
+  """
+  layout = Layout(layout) if isinstance(layout, int) else layout
+  return _COLLATE[type(records[0])](records, layout, ref_logps)
+
+
+def _examples(records, layout, ref_logps) -> Sequences:
+  return collate([[example] for example in records], layout.width, layout.asked)
+
+
+def _pairs(pairs: Sequence[Pair], layout: Layout, ref_logps) -> PreferenceBatch:
+  side = lambda name: [getattr(pair, name) for pair in pairs]
+  return PreferenceBatch(
+    chosen=_examples(side("chosen"), layout, None),
+    rejected=_examples(side("rejected"), layout, None),
+    preference=np.asarray(side("preference"), np.float32),
+    margin=np.asarray(side("margin"), np.float32),
+    ref_chosen_logps=_aligned(side("chosen"), layout, ref_logps),
+    ref_rejected_logps=_aligned(side("rejected"), layout, ref_logps),
+    together=None if layout.shared is None else collate_together(pairs, layout),
+  )
+
+
+def _rankings(rankings: Sequence[Ranking], layout: Layout, ref_logps) -> RankingBatch:
   """Rankings of fewer answers than the longest are filled with their own first answer, of rank −1."""
   K = max(len(ranking.answers) for ranking in rankings)
   fill = lambda r: (*r.answers, *[r.answers[0]] * (K - len(r.answers)))
   answers = [answer for ranking in rankings for answer in fill(ranking)]
-  apart = lambda x: x.reshape(len(rankings), K, width)
-  sequences = _examples(answers, width, None)
-  logps = _aligned(answers, width, ref_logps)
+  apart = lambda x: x.reshape(len(rankings), K, -1)
+  logps = _aligned(answers, layout, ref_logps)
   return RankingBatch(
-    answers=Sequences(*(apart(getattr(sequences, f)) for f in sequences.__dataclass_fields__)),
+    answers=jax.tree.map(apart, _examples(answers, layout, None)),
     ranks=np.asarray([[*r.ranks, *[-1] * (K - len(r.ranks))] for r in rankings], np.int32),
     ref_logps=None if logps is None else apart(logps),
   )
 
 
-def _labelled(records: Sequence[Labelled], width: int, ref_logps) -> LabelledBatch:
+def _labelled(records: Sequence[Labelled], layout: Layout, ref_logps) -> LabelledBatch:
   answers = [record.answer for record in records]
   mismatched = [r.mismatched for r in records if r.mismatched is not None]
   return LabelledBatch(
-    answers=_examples(answers, width, None),
+    answers=_examples(answers, layout, None),
     labels=np.asarray([record.labels for record in records], np.float32),
-    ref_logps=_aligned(answers, width, ref_logps),
-    mismatched=_examples(mismatched, width, None) if mismatched else None,
-    ref_mismatched_logps=_aligned(mismatched, width, ref_logps) if mismatched else None,
+    ref_logps=_aligned(answers, layout, ref_logps),
+    mismatched=_examples(mismatched, layout, None) if mismatched else None,
+    ref_mismatched_logps=_aligned(mismatched, layout, ref_logps) if mismatched else None,
   )
 
 
-def _token_labelled(records: Sequence[TokenLabelled], width: int, ref_logps) -> LabelledBatch:
-  labels = np.full((len(records), width), np.nan, np.float32)
+def _token_labelled(records: Sequence[TokenLabelled], layout: Layout, ref_logps) -> LabelledBatch:
+  labels = np.full((len(records), layout.width), np.nan, np.float32)
   for row, record in zip(labels, records, strict=True):
     row[: len(record.labels)] = record.labels
   answers = [record.answer for record in records]
   return LabelledBatch(
-    answers=_examples(answers, width, None),
+    answers=_examples(answers, layout, None),
     labels=labels,
-    ref_logps=_aligned(answers, width, ref_logps),
+    ref_logps=_aligned(answers, layout, ref_logps),
   )
 
 
@@ -250,11 +350,11 @@ _COLLATE: dict[type, Callable[..., Any]] = {
 }
 
 
-def _aligned(examples: Sequence[Example], width: int, logps: Logps | None) -> np.ndarray | None:
-  """float32[B, width] of each example's own log-probabilities."""
+def _aligned(examples: Sequence[Example], layout: Layout, logps: Logps | None) -> np.ndarray | None:
+  """float32[B, T] of each example's own log-probabilities."""
   if logps is None:
     return None
-  return np.stack([np.pad(logps(e), (0, width - len(e.tokens))) for e in examples])
+  return np.stack([np.pad(logps(e), (0, layout.width - len(e.tokens))) for e in examples])
 
 
 def with_mismatched(records: Sequence[Labelled], seed: int | Sequence[int]) -> list[Labelled]:

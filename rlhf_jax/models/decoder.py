@@ -83,12 +83,20 @@ def language_model(
       params["unembed"] = {"kernel": kernel}
     return unstack_layers(params)
 
-  def hidden(params: Params, tokens: Array, positions: Array, segments: Array) -> Array:
+  def hidden(
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    segments: Array,
+    branches: Array | None = None,
+  ) -> Array:
     """After the final norm, float32[B, T, D]."""
     x = family.embed(params, tokens, positions)
     shared = _once(family.shared(positions))
     T = tokens.shape[1]
     mask = attention_mask(segments, segments, jnp.arange(T))
+    if branches is not None:
+      mask &= in_branch(branches)
     if scan:
       stacked = stack_layers(params)["layers"]
       x, _ = jax.lax.scan(lambda x, w: (learn(w, x, shared, mask), None), x, stacked)
@@ -199,6 +207,12 @@ def attention_mask(segments: Array, key_segments: Array, slots: Array) -> Array:
   same = (segments[:, :, None] == key_segments[:, None, :]) & (segments[:, :, None] > 0)
   before = jnp.arange(key_segments.shape[1])[None, :] <= slots[:, None]
   return same & before[None]
+
+
+def in_branch(branches: Array) -> Array:
+  """bool[B, T, T]: keys that all branches see, and those of the query's own."""
+  theirs = branches[:, None, :]
+  return (theirs == 0) | (theirs == branches[:, :, None])
 
 
 def _last_segment(segments: Array) -> Array:

@@ -18,6 +18,7 @@ from rlhf_jax.types import (
   Reading,
   Scorer,
   Sequences,
+  Shared,
   TokenStats,
   Words,
 )
@@ -47,38 +48,45 @@ def make_policy(
   def trunk(tree: Params, frozen: Params, sequences: Sequences):
     return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), sequences)
 
+  def wanted(rows: Sequences) -> dict:
+    return {"branches": rows.branches, "asked": rows.asked, "chunk": chunk}
+
   def values(params, frozen, sequences, hidden) -> Array | None:
     if critic == "shared" and "value_head" in params:
-      return _aligned_values(params["value_head"], hidden, sequences.segments)
+      return _aligned_values(params["value_head"], hidden, sequences)
     if critic == "separate" and "critic" in params:
       hidden, _ = trunk(params["critic"], frozen, sequences)
-      return _aligned_values(params["critic"]["value_head"], hidden, sequences.segments)
+      return _aligned_values(params["critic"]["value_head"], hidden, sequences)
     return None
 
-  def evaluate(params, frozen, sequences: Sequences, temperature=1.0) -> TokenStats:
-    hidden, unembed = trunk(params, frozen, sequences)
+  def evaluate(params, frozen, sequences: Sequences | Shared, temperature=1.0) -> TokenStats:
+    rows, apart = _rows(sequences)
+    hidden, unembed = trunk(params, frozen, rows)
     logps, entropy, collision = logprobs.token_stats(
-      hidden, sequences.tokens, sequences.segments, unembed, temperature, chunk=chunk
+      hidden, rows.tokens, rows.segments, unembed, temperature, **wanted(rows)
     )
-    return TokenStats(logps, entropy, values(params, frozen, sequences, hidden), collision)
+    return apart(TokenStats(logps, entropy, values(params, frozen, rows, hidden), collision))
 
-  def compare(params, other, frozen, sequences: Sequences, temperature=1.0):
-    hidden_p, unembed_p = trunk(params, frozen, sequences)
-    hidden_q, unembed_q = trunk(other, frozen, sequences)
+  def compare(params, other, frozen, sequences: Sequences | Shared, temperature=1.0):
+    rows, apart = _rows(sequences)
+    hidden_p, unembed_p = trunk(params, frozen, rows)
+    hidden_q, unembed_q = trunk(other, frozen, rows)
     of_p, of_q, kl = logprobs.compare_stats(
       hidden_p,
       hidden_q,
-      sequences.tokens,
-      sequences.segments,
+      rows.tokens,
+      rows.segments,
       unembed_p,
       unembed_q,
       temperature,
-      chunk=chunk,
+      **wanted(rows),
     )
-    return (
-      TokenStats(*of_p, values(params, frozen, sequences, hidden_p)),
-      TokenStats(*of_q, values(other, frozen, sequences, hidden_q)),
-      kl,
+    return apart(
+      (
+        TokenStats(*of_p, values(params, frozen, rows, hidden_p)),
+        TokenStats(*of_q, values(other, frozen, rows, hidden_q)),
+        kl,
+      )
     )
 
   def view(tree: Params, frozen: Params, temperature):
@@ -126,29 +134,38 @@ def make_scorer(
   if reading.steps and lines is None:
     raise ValueError("a reward read at the end of steps needs `lines`, made from a tokenizer.")
 
-  def hidden_of(params, frozen, sequences: Sequences) -> Array:
+  def hidden_of(params, frozen, rows: Sequences) -> Array:
     base = params.get("base", frozen.get("base", {}))
-    return _trunk(model, lora_scale, params["model"], base, sequences)[0]
+    return _trunk(model, lora_scale, params["model"], base, rows)[0]
 
-  def outputs(params, frozen, sequences: Sequences) -> Array:
-    hidden = hidden_of(params, frozen, sequences)
-    T = sequences.segments.shape[1]
-    last = jnp.max(jnp.where(sequences.segments > 0, jnp.arange(T)[None], 0), axis=1)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [B, D]
+  def outputs(params, frozen, sequences: Sequences | Shared) -> Array:
+    rows, _ = _rows(sequences)
+    hidden = hidden_of(params, frozen, rows)
+    if isinstance(sequences, Shared):
+      last = jnp.max(sequences.at, axis=2)  # a branch stands behind what it shares
+    else:
+      T = rows.segments.shape[1]
+      last = jnp.max(jnp.where(rows.segments > 0, jnp.arange(T)[None], 0), axis=1, keepdims=True)
+    hidden = jnp.take_along_axis(hidden, jnp.maximum(last, 0)[..., None], axis=1)  # [B, 1 or G, D]
     said = heads.apply_head(params["reward_head"], hidden)
-    return said if said.ndim == 2 else said[:, None]
+    said = said if said.ndim == 3 else said[..., None]
+    return said if isinstance(sequences, Shared) else said[:, 0]
 
-  def tokens(params, frozen, sequences: Sequences) -> Array:
-    return heads.apply_head(params["reward_head"], hidden_of(params, frozen, sequences))
+  def tokens(params, frozen, sequences: Sequences | Shared) -> Array:
+    rows, apart = _rows(sequences)
+    return apart(heads.apply_head(params["reward_head"], hidden_of(params, frozen, rows)))
 
-  def score(params, frozen, sequences: Sequences) -> Array:
+  def score(params, frozen, sequences: Sequences | Shared) -> Array:
     if reading.aggregate is None:
       said = outputs(params, frozen, sequences)
-      weights = reading.weights or (1.0 / said.shape[1],) * said.shape[1]
-      return jnp.sum(said * jnp.asarray(weights)[None], axis=1)
-    chosen = sequences.response_mask
-    where = steps.ends(lines, sequences.tokens, chosen) if reading.steps else chosen
-    return reward.AGGREGATES[reading.aggregate](tokens(params, frozen, sequences), where)
+      weights = jnp.asarray(reading.weights or (1.0 / said.shape[-1],) * said.shape[-1])
+      return jnp.sum(said * weights.reshape(*(1,) * (said.ndim - 1), -1), axis=-1)
+    rows, apart = _rows(sequences)
+    said = tokens(params, frozen, sequences)  # [B, T] or [N, G, T]
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    text, chosen = (flat(x) for x in apart((rows.tokens, rows.response_mask)))
+    where = steps.ends(lines, text, chosen) if reading.steps else chosen
+    return reward.AGGREGATES[reading.aggregate](flat(said), where).reshape(said.shape[:-1])
 
   def normalized(params, frozen, sequences: Sequences) -> Array:
     return _normalized(params, score(params, frozen, sequences))
@@ -200,14 +217,20 @@ def _normalized(params: Params, scores: Array) -> Array:
   return gain_and_bias["gain"] * scores + gain_and_bias["bias"]
 
 
-def _trunk(model, lora_scale, adapter, base, sequences):
+def _rows(sequences: Sequences | Shared):
+  """The rows that the trunk sees, and a function that takes a tree of [N, W, ...] apart into what answers are asked for."""
+  if isinstance(sequences, Sequences):
+    return sequences, lambda tree: tree
+  return sequences.rows, lambda tree: jax.tree.map(sequences.apart, tree)
+
+
+def _trunk(model, lora_scale, adapter, base, rows: Sequences):
   """hidden[B, T, D], and the unembedding that goes with it."""
   weights = lora.attach(base, adapter, lora_scale)
-  hidden = model.hidden(weights, sequences.tokens, sequences.positions, sequences.segments)
+  hidden = model.hidden(weights, rows.tokens, rows.positions, rows.segments, rows.branches)
   return hidden, lambda hidden: model.unembed(weights, hidden)
 
 
-def _aligned_values(head: Params, hidden: Array, segments: Array) -> Array:
+def _aligned_values(head: Params, hidden: Array, rows: Sequences) -> Array:
   """float32[B, T]: the value before token t is read at t − 1, and is 0 where a segment begins."""
-  values = heads.apply_head(head, hidden[:, :-1])
-  return jnp.where(logprobs.predicted(segments), jnp.pad(values, ((0, 0), (1, 0))), 0.0)
+  return logprobs.before_each(heads.apply_head(head, hidden), rows.segments, rows.branches)

@@ -1,12 +1,15 @@
 """Token log-probabilities and entropies from hidden states, without an array of logits [B, T, V].
 
 The only place that shifts: the hidden state at t−1 predicts token t, and a segment's first token,
-which nothing predicts, has log-probability 0.
+which nothing predicts, has log-probability 0. The first token of a branch (`types.Sequences.branches`) is
+predicted by the last token that all branches see. Where `asked` int32[B, R] names columns, no logits are computed for
+others, and everything said of them is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,8 @@ def token_stats(
   unembed: Callable[[Array], Array],
   temperature: Array | float = 1.0,
   *,
+  branches: Array | None = None,
+  asked: Array | None = None,
   chunk: int = CHUNK,
 ) -> tuple[Array, Array, Array]:
   """log π(tokens[:, t]), and of the distribution it was drawn from the entropy and log Σ_v p(v)², float32[B, T] each.
@@ -39,8 +44,9 @@ def token_stats(
     collision = jax.lax.stop_gradient(jnp.log(jnp.sum(p * p, axis=-1)))
     return chosen - normalizer, normalizer - jnp.sum(p * logits, axis=-1), collision
 
-  per_prediction = _over_chunks(stats, chunk, hidden[:, :-1], tokens[:, 1:])
-  return tuple(_align(x, segments) for x in per_prediction)
+  where = _predictions(segments, branches, asked)
+  per_prediction = _over_chunks(stats, chunk, where.before(hidden), where.of(tokens))
+  return tuple(where.put(x) for x in per_prediction)
 
 
 def compare_stats(
@@ -52,6 +58,8 @@ def compare_stats(
   unembed_q: Callable[[Array], Array],
   temperature: Array | float = 1.0,
   *,
+  branches: Array | None = None,
+  asked: Array | None = None,
   chunk: int = CHUNK,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
   """`token_stats` of p and of q, and KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) at every token.
@@ -68,8 +76,10 @@ def compare_stats(
     of_q = chosen(logq), -jnp.sum(q * logq, axis=-1)
     return of_p, of_q, jnp.sum(p * (logp - logq), axis=-1)
 
-  per_prediction = _over_chunks(stats, chunk, hidden_p[:, :-1], hidden_q[:, :-1], tokens[:, 1:])
-  return jax.tree.map(lambda x: _align(x, segments), per_prediction)
+  where = _predictions(segments, branches, asked)
+  states = where.before(hidden_p), where.before(hidden_q)
+  per_prediction = _over_chunks(stats, chunk, *states, where.of(tokens))
+  return jax.tree.map(where.put, per_prediction)
 
 
 def over_vocabulary(
@@ -91,8 +101,9 @@ def over_vocabulary(
   def of_slice(tokens, *hidden):
     return function(tuple(view(h) for view, h in zip(views, hidden, strict=True)), tokens)
 
-  per_prediction = _over_chunks(of_slice, chunk, tokens[:, 1:], *(h[:, :-1] for h in hidden))
-  return jax.tree.map(lambda x: _align(x, segments), per_prediction)
+  where = _predictions(segments, None, None)
+  per_prediction = _over_chunks(of_slice, chunk, where.of(tokens), *map(where.before, hidden))
+  return jax.tree.map(where.put, per_prediction)
 
 
 def predicted(segments: Array) -> Array:
@@ -101,8 +112,54 @@ def predicted(segments: Array) -> Array:
   return jnp.pad(inside, ((0, 0), (1, 0)))
 
 
-def _align(per_prediction: Array, segments: Array) -> Array:
-  return jnp.where(predicted(segments), jnp.pad(per_prediction, ((0, 0), (1, 0))), 0.0)
+def predecessors(segments: Array, branches: Array) -> Array:
+  """The column that predicts each token, int32[B, T]; −1 where nothing does."""
+  columns = jnp.broadcast_to(jnp.arange(segments.shape[1])[None], segments.shape)
+  common = (segments > 0) & (branches == 0)
+  fork = jax.lax.cummax(jnp.where(common, columns, -1), axis=1)
+  same = predicted(segments) & predicted(jnp.where(segments > 0, branches + 1, 0))
+  before = jnp.where(same, columns - 1, jnp.where(branches > 0, fork, -1))
+  theirs = jnp.take_along_axis(segments, jnp.maximum(before, 0), axis=1)
+  return jnp.where((segments > 0) & (before >= 0) & (theirs == segments), before, -1)
+
+
+def before_each(x: Array, segments: Array, branches: Array | None) -> Array:
+  """What x[B, T] says at the token before each one, 0 where none is."""
+  if branches is None:
+    shifted = jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(predicted(segments), shifted, 0.0)
+  before = predecessors(segments, branches)
+  return jnp.where(before >= 0, jnp.take_along_axis(x, jnp.maximum(before, 0), axis=1), 0.0)
+
+
+class _Predictions(NamedTuple):
+  """Which tokens are predicted, R of them a row."""
+
+  before: Callable  # hidden[B, T, D] -> [B, R, D], what predicts them
+  of: Callable  # tokens[B, T] -> [B, R]
+  put: Callable  # [B, R] -> [B, T], 0 where nothing was predicted
+
+
+def _predictions(segments: Array, branches: Array | None, asked: Array | None) -> _Predictions:
+  if branches is None and asked is None:
+    shifted = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+    put = lambda x: jnp.where(predicted(segments), shifted(x), 0.0)
+    return _Predictions(lambda x: x[:, :-1], lambda x: x[:, 1:], put)
+  T = segments.shape[1]
+  if asked is None:
+    asked = jnp.broadcast_to(jnp.arange(T)[None], segments.shape)
+  if branches is None:
+    branches = jnp.zeros_like(segments)
+  columns = jnp.maximum(asked, 0)
+  before = jnp.take_along_axis(predecessors(segments, branches), columns, axis=1)
+  known = (before >= 0) & (asked >= 0)
+  nowhere = jnp.where(asked >= 0, asked, T)  # beyond the row, and dropped
+  place = jax.vmap(lambda x, at: jnp.zeros(T, x.dtype).at[at].set(x, mode="drop"))
+  return _Predictions(
+    before=lambda x: jnp.take_along_axis(x, jnp.maximum(before, 0)[..., None], axis=1),
+    of=lambda x: jnp.take_along_axis(x, columns, axis=1),
+    put=lambda x: place(jnp.where(known, x, 0.0), nowhere),
+  )
 
 
 def _over_chunks(function, chunk: int, *arrays):

@@ -18,6 +18,17 @@ def split(both):
   return jax.tree.map(lambda x: x[:half], both), jax.tree.map(lambda x: x[half:], both)
 
 
+def of_both(function: Callable, pairs):
+  """`function(rows)` of the chosen and of the rejected answers of a `PreferenceBatch`, from one pass over both.
+
+  `function` is a policy's or a scorer's and takes `Sequences` or `Shared`; what it says has the rows in front.
+  """
+  if pairs.together is None:
+    return split(function(pairs.both))
+  said = function(pairs.together)  # [B, 2, ...]
+  return tuple(jax.tree.map(lambda x, side=side: x[:, side], said) for side in range(2))
+
+
 def both_ways(loss: Callable[[Array, Array], Array], w: Array, l: Array, preference) -> Array:
   """p loss(w, l) + (1 − p) loss(l, w), float32[B]: the loss of a pair whose first answer is the better with probability p."""
   return preference * loss(w, l) + (1.0 - preference) * loss(l, w)

@@ -29,6 +29,8 @@ class Settings:
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
   widths: int = option(2, at_least=1)  # of padded batches; each compiles once
+  # The prompt of a pair is computed once, both answers in one row, where that is narrower than two.
+  share_prompt: bool = True
   evaluate_every: int = option(0, at_least=0)  # steps, a policy on held-out prompts; 0 is never
 
 
@@ -99,9 +101,10 @@ def packed(
   chosen = lambda step: [
     rows[i] for i in examples.batch_rows(len(rows), settings.batch_size, seed, step)
   ]
+  asked = examples.asked_of(rows, width)
   return Batches(
     steps=_steps(settings, len(rows) / settings.batch_size),
-    at=lambda step: examples.collate(chosen(step), width),
+    at=lambda step: examples.collate(chosen(step), width, asked),
     ids=lambda step: [example.id for row in chosen(step) for example in row],
   )
 
@@ -117,9 +120,15 @@ def padded(
   With `ref_logps` the reference's log-probabilities come with the batch.
   """
   plan = _plan(records, settings, seed)
+  layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
+
+  def at(step: int):
+    width, chosen = plan[step]
+    return examples.collate_records(chosen, layouts[width], ref_logps)
+
   return Batches(
     steps=len(plan),
-    at=lambda step: examples.collate_records(plan[step][1], plan[step][0], ref_logps),
+    at=at,
     ids=lambda step: [record.id for record in plan[step][1]],
   )
 
@@ -141,18 +150,25 @@ def bootstrapped(
   plans = [_plan(lambda epoch, m=m: drawn(m, epoch), settings, (*seed, m)) for m in range(members)]
   widths = sorted({width for width, _ in _plan(records, settings, seed)})
   rows = lambda step: [record for plan in plans for record in plan[step][1]]
+  steps = min(len(plan) for plan in plans)
+
+  def width_of(step: int) -> int:
+    needed = max(plan[step][0] for plan in plans)
+    return min([w for w in widths if w >= needed], default=needed)  # few, for each compiles
+
+  batches = [(width_of(step), rows(step)) for step in range(steps)]
+  layouts = examples.layouts(batches, share_prompt=settings.share_prompt)
 
   def at(step: int):
-    needed = max(plan[step][0] for plan in plans)
-    width = min([w for w in widths if w >= needed], default=needed)  # few, for each compiles
-    batch = examples.collate_records(rows(step), width)
+    width, chosen = batches[step]
+    batch = examples.collate_records(chosen, layouts[width])
     apart = lambda x: np.swapaxes(x.reshape(members, -1, *x.shape[1:]), 0, 1)
     return jax.tree.map(apart, batch)
 
   return Batches(
-    steps=min(len(plan) for plan in plans),
+    steps=steps,
     at=at,
-    ids=lambda step: [record.id for record in rows(step)],
+    ids=lambda step: [record.id for record in batches[step][1]],
   )
 
 

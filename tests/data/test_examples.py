@@ -32,6 +32,32 @@ def test_a_pair_carries_how_far_it_is_preferred_and_the_references_log_probabili
   assert examples.collate_records(pairs, 6).ref_chosen_logps is None
 
 
+def test_a_pair_may_stand_in_one_row_with_its_prompt_once():
+  layout = examples.Layout(5, shared=7, asked_shared=5)
+  batch = examples.collate_records([Pair(LONG, SHORT), Pair(SHORT, SHORT)], layout)
+  rows = batch.together.rows
+  np.testing.assert_array_equal(rows.tokens, [[5, 6, 8, 9, 10, 7, 0], [5, 6, 7, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(rows.branches, [[0, 0, 1, 1, 1, 2, 0], [0] * 7])
+  np.testing.assert_array_equal(rows.positions[0], [0, 1, 2, 3, 4, 2, 0])
+  np.testing.assert_array_equal(rows.segments, [[1] * 6 + [0], [1] * 3 + [0] * 4])
+  np.testing.assert_array_equal(rows.asked, [[2, 3, 4, 5, -1], [2, -1, -1, -1, -1]])
+  np.testing.assert_array_equal(batch.together.at[0], [[0, 1, 2, 3, 4], [0, 1, 5, -1, -1]])
+  np.testing.assert_array_equal(batch.together.at[1], [[0, 1, 2, -1, -1]] * 2)
+
+
+def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
+  prompt = Example.prompt("p", [1] * 20)
+  short, long = (Pair(*(prompt.continued("a", [t] * n) for t in (2, 3))) for n in (4, 10))
+  alone = Pair(*(Example.text("t", [t] * 7) for t in (2, 3)))
+  batches = [(24, [short, short]), (32, [short]), (32, [long]), (8, [alone])]
+  assert examples.layouts(batches, share_prompt=True) == {
+    24: examples.Layout(24, asked=8, shared=32, asked_shared=8),
+    32: examples.Layout(32, asked=16, shared=40, asked_shared=24),
+    8: examples.Layout(8),
+  }
+  assert examples.layouts(batches, share_prompt=False)[24] == examples.Layout(24, asked=8)
+
+
 def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():
   rankings = [Ranking((LONG, SHORT, OTHER), (2, 1, 2)), Ranking((OTHER, LONG), (1, 2))]
   batch = examples.collate_records(rankings, 5, logps)

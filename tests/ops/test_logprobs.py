@@ -153,3 +153,22 @@ def shapes(jaxpr):
 
 def is_jaxpr(x):
   return hasattr(x, "eqns")
+
+
+def test_what_is_asked_for_is_what_all_would_say_and_the_rest_is_0():
+  hidden, kernel, tokens, segments = inputs()
+  asked = jnp.asarray([[2, 5, 0], [6, 4, -1]])
+  unembed = lambda hidden: hidden @ kernel
+  everything = token_stats(hidden, kernel, tokens, segments)
+  wanted = np.zeros((B, T))
+  wanted[[0, 0, 1, 1], [2, 5, 6, 4]] = 1
+  few = logprobs.token_stats(hidden, tokens, segments, unembed, asked=asked, chunk=2)
+  for got, want in zip(few, everything, strict=True):
+    np.testing.assert_allclose(got, want * wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_branches_follow_the_last_token_that_all_see():
+  segments = jnp.asarray([[0, 1, 1, 1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2, 0]])
+  branches = jnp.asarray([[0, 0, 0, 1, 2, 2, 1, 1, 2], [0, 0, 0, 1, 1, 2, 3, 3, 0]])
+  before = [[-1, -1, 1, 2, 2, 4, -1, 6, -1], [-1, 0, -1, 2, 3, 2, 2, 6, -1]]
+  np.testing.assert_array_equal(logprobs.predecessors(segments, branches), before)
