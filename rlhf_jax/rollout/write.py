@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlhf_jax.rollout.generate import Sampling, generate, left_pad, responses
+from rlhf_jax.rollout import refill
+from rlhf_jax.rollout.generate import Sampling, left_pad, responses
 from rlhf_jax.types import LanguageModel, Params
 
 
@@ -33,7 +34,7 @@ def write(
   leaves no room to answer.
   """
   _assert_room(model, prompts, settings)
-  generate_batch = jax.jit(generate, static_argnums=0)
+  write_batch = jax.jit(refill.write, static_argnums=0)
   weights = jax.device_put(weights)
   keys = jax.random.split(jax.random.key(seed), len(prompts))
   # One width in steps of 32, so that a conversation that grows compiles anew only now and then.
@@ -42,7 +43,7 @@ def write(
   for start in range(0, len(prompts), size):
     rows = np.arange(start, start + size) % len(prompts)  # the last batch is filled up
     tokens, mask = left_pad([list(prompts[i]) for i in rows], width)
-    written = jax.device_get(generate_batch(model, weights, tokens, mask, keys[rows], settings))
+    written = jax.device_get(write_batch(model, weights, tokens, mask, keys[rows], settings))
     chosen = responses(written.sequences.tokens, written.sequences.response_mask)
     for i in range(min(size, len(prompts) - start)):
       yield Answer(chosen[i], float(written.logps[i].sum()), bool(written.truncated[i]))

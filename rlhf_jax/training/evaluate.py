@@ -90,6 +90,7 @@ def sampling_plainly(setup: Setup, settings: Settings) -> Setup:
   plain = Sampling(
     max_new_tokens=setup.sampling.max_new_tokens,
     stop_tokens=setup.sampling.stop_tokens,
+    slots=setup.sampling.slots,
     greedy=settings.greedy,
   )
   return setup._replace(sampling=plain)

@@ -18,7 +18,8 @@ from rlhf_jax.models import decoder, heads, lora
 from rlhf_jax.models.mixture import mixture
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
-from rlhf_jax.rollout.generate import generate, left_pad
+from rlhf_jax.rollout import refill
+from rlhf_jax.rollout.generate import left_pad
 from rlhf_jax.training import (
   dynamic_sampling,
   loop,
@@ -232,11 +233,11 @@ def make_collect(setup: Setup, *, second: str | None = None):
       return setup.scorer.score(frozen["reward_model"], frozen, sequences)
 
     weights = weights_of(params)
-    written = generate(setup.model, weights, tokens, mask, keys, settings)
+    written = refill.write(setup.model, weights, tokens, mask, keys, settings)
     greedy = baseline = None
     if second == "greedy":
       without_chance = dataclasses.replace(settings, greedy=True)
-      greedy = generate(setup.model, weights, tokens, mask, keys, without_chance).sequences
+      greedy = refill.write(setup.model, weights, tokens, mask, keys, without_chance).sequences
       baseline = score(greedy)
     elif second in ("reference", "mixture"):
       model, others = setup.model, weights_of(frozen["reference"])
@@ -244,7 +245,7 @@ def make_collect(setup: Setup, *, second: str | None = None):
         model = mixture(setup.model, mixture_coef)
         others = {"policy": weights, "reference": others}
       keys = jax.vmap(lambda key: jax.random.fold_in(key, OTHERS))(keys)
-      other = generate(model, others, tokens, mask, keys, settings)
+      other = refill.write(model, others, tokens, mask, keys, settings)
       written = jax.tree.map(_alternating, written, other)
     chosen = written.sequences.response_mask
     costs = None

@@ -13,11 +13,12 @@ from rlhf_jax import sharding
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example
 from rlhf_jax.models import decoder, lora
-from rlhf_jax.rollout.generate import Generation, generate, left_pad, responses
+from rlhf_jax.rollout import refill
+from rlhf_jax.rollout.generate import Generation, left_pad, responses
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Scorer, Sequences
 
-_generate = jax.jit(generate, static_argnums=0)
+_write = jax.jit(refill.write, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,7 +51,7 @@ def sample(
   def batch(chosen):
     tokens, mask = left_pad([prompts[i // count].tokens for i in chosen], width)
     placed = setup.place_batch((tokens, mask, keys[chosen]))
-    return _generate(setup.model, weights, *placed, setup.sampling)
+    return _write(setup.model, weights, *placed, setup.sampling)
 
   return in_batches(setup, batch, len(rows), batch_size, "writing")
 

@@ -152,6 +152,7 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
     where="rollout",
   )
+  sharding.assert_divides("rollout.slots", sampling.slots, mesh)
   held_out = data.held_out_tokens if data.source == "reviews" else 0
   longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens, held_out)
   if longest > family_config.max_positions:

@@ -153,8 +153,8 @@ def test_nothing_is_compiled_after_the_first_measurement(tmp_path, caplog):
   setup = make_setup(config(), tmp_path)
   other = jax.tree.map(lambda x: 1.5 * x, setup.pretrained)
   measured(setup, setup.pretrained, other)
-  programs = sampling._generate._cache_size(), progress.exact_kl._cache_size()
+  programs = sampling._write._cache_size(), progress.exact_kl._cache_size()
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     assert measured(setup, other, setup.pretrained)["eval/kl_exact"] > 0
-  assert (sampling._generate._cache_size(), progress.exact_kl._cache_size()) == programs
+  assert (sampling._write._cache_size(), progress.exact_kl._cache_size()) == programs
   assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
