@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax import sharding
-from rlhf_jax.models import products, q_heads
+from rlhf_jax.models import products, q_heads, quantize
 from rlhf_jax.types import LanguageModel, Params
 
 Array = jax.Array
@@ -246,6 +246,10 @@ def unstack_layers(params: Params) -> Params:
 
 
 def cast_for_decoding(params: Params, dtype: str) -> Params:
-  """Matrices in the compute dtype, once, so that no decoding step rounds them again; vectors as they are."""
-  cast = lambda leaf: leaf.astype(dtype) if leaf.ndim >= 2 else leaf
-  return jax.tree.map(cast, params)
+  """Matrices in the compute dtype, once, so that no decoding step rounds them again; vectors and quantized kernels as they are."""
+
+  def cast(path, leaf):
+    numbers = leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(dtype) if numbers and path[-1].key != quantize.SCALE else leaf
+
+  return jax.tree_util.tree_map_with_path(cast, params)

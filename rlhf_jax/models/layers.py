@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rlhf_jax.models import products
+from rlhf_jax.models import products, quantize
 
 Array = jax.Array
 
@@ -24,7 +24,7 @@ def along_last(vector: Array, x: Array) -> Array:
 
 
 class Dense(nn.Module):
-  """x W + b, and + (x A) B when the tree holds LoRA leaves (arXiv:2106.09685, eq. 3)."""
+  """x W + b, and + (x A) B when the tree holds LoRA leaves (arXiv:2106.09685, eq. 3); W may be codes and scales."""
 
   features: int
   dtype: str
@@ -35,7 +35,11 @@ class Dense(nn.Module):
   def __call__(self, x: Array) -> Array:
     init = nn.initializers.normal(self.std)
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
-    y = products.matmul(x, kernel, self.dtype)
+    if self.has_variable("params", quantize.SCALE):
+      scale = self.get_variable("params", quantize.SCALE)
+      y = quantize.matmul(x, kernel, scale, self.dtype)
+    else:
+      y = products.matmul(x, kernel, self.dtype)
     if self.bias:
       y += along_last(self.param("bias", nn.initializers.zeros, (self.features,)), y)
     if self.has_variable("params", "lora_a"):

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models import quantize
 from rlhf_jax.types import Params
 
 Array = jax.Array
@@ -66,8 +67,8 @@ def attach(base: Params, adapter: Params, scale: Array | float) -> Params:
 
 
 def merge(base: Params, adapter: Params, scale: Array | float) -> Params:
-  """The ordinary model W + scale·A B; adapted kernels come out float32, whatever the base's dtype."""
-  return _fold(attach(base, adapter, scale))
+  """The ordinary model W + scale·A B; adapted and quantized kernels come out float32, whatever the base's dtype."""
+  return _fold(quantize.dequantized(attach(base, adapter, scale)))
 
 
 def _fold(tree: Params) -> Params:

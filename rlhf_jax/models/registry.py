@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models import decoder, gpt2, llama, products, q_heads
+from rlhf_jax.models import decoder, gpt2, llama, products, q_heads, quantize
 from rlhf_jax.types import LanguageModel
 
 CONFIGS = {
@@ -54,4 +54,4 @@ def language_model(
 
 def axes(config) -> tuple:
   """(path pattern, logical axes) of every matrix of the family and its Q heads, for `sharding.tree_shardings`."""
-  return (*FAMILIES[type(config)].AXES, *q_heads.AXES)
+  return (*quantize.axes(FAMILIES[type(config)].AXES), *q_heads.AXES)

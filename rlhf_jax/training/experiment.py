@@ -97,7 +97,7 @@ def foreign_reward_model(setup: Setup, role: str = "reward_model") -> Params | N
     return None
   weights = starting_weights(source)
   params = stages.reward_model(source, weights)
-  return {**params, "base": setup.frozen(weights)} if source.lora.rank else params
+  return {**params, "base": setup.frozen(weights, source.lora.base)} if source.lora.rank else params
 
 
 def _entries(config: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
-from rlhf_jax.models import decoder, heads, lora
+from rlhf_jax.models import heads
 from rlhf_jax.models.mixture import mixture
 from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
@@ -223,16 +223,12 @@ def make_collect(setup: Setup, *, second: str | None = None):
   """
 
   def collect(params, frozen, tokens, mask, keys, settings, mixture_coef=None):
-    def weights_of(tree):
-      whole = lora.attach(frozen["base"], tree["model"], setup.lora.scale)
-      return decoder.cast_for_decoding(whole, setup.dtype)
-
     def score(sequences):
       if frozen["reward_model"] is None:
         return jnp.zeros(len(sequences.tokens))
       return setup.scorer.score(frozen["reward_model"], frozen, sequences)
 
-    weights = weights_of(params)
+    weights = setup.decoding(frozen["base"], params["model"])
     written = refill.write(setup.model, weights, tokens, mask, keys, settings)
     greedy = baseline = None
     if second == "greedy":
@@ -240,7 +236,7 @@ def make_collect(setup: Setup, *, second: str | None = None):
       greedy = refill.write(setup.model, weights, tokens, mask, keys, without_chance).sequences
       baseline = score(greedy)
     elif second in ("reference", "mixture"):
-      model, others = setup.model, weights_of(frozen["reference"])
+      model, others = setup.model, setup.decoding(frozen["base"], frozen["reference"]["model"])
       if second == "mixture":
         model = mixture(setup.model, mixture_coef)
         others = {"policy": weights, "reference": others}

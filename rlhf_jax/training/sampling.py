@@ -12,7 +12,6 @@ from tqdm import tqdm
 from rlhf_jax import sharding
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example
-from rlhf_jax.models import decoder, lora
 from rlhf_jax.rollout import refill
 from rlhf_jax.rollout.generate import Generation, left_pad, responses
 from rlhf_jax.training.setup import Setup
@@ -42,7 +41,7 @@ def sample(
   `prompts` alone.
   """
   width = examples.width_of(prompts)
-  weights = decoder.cast_for_decoding(lora.attach(base, adapter, setup.lora.scale), setup.dtype)
+  weights = setup.decoding(base, adapter)
   rows = np.arange(len(prompts) * count)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   each = jax.vmap(jax.random.fold_in)

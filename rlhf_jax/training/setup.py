@@ -17,7 +17,7 @@ from rlhf_jax import algorithms, sharding
 from rlhf_jax.config import from_dict, hyperparameters, option, suggest
 from rlhf_jax.data import tasks, tokenize
 from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
-from rlhf_jax.models import decoder, lora, products, registry
+from rlhf_jax.models import decoder, lora, products, quantize, registry
 from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
 from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
@@ -50,6 +50,21 @@ class Lora:
   rank: int = option(16, at_least=0)
   alpha: float = option(32.0, above=0)
   targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+  # What the frozen base's linear maps are kept in: the compute dtype, or fewer bits (`models/quantize.py`).
+  base: str = option("compute", choices=quantize.BASES)
+  # Answers are written by a base that is made whole once, in the compute dtype: faster, and its full size meanwhile.
+  dequantized_rollout: bool = False
+
+  def assert_sound(self, where: str) -> None:
+    if self.base != "compute" and not self.rank:
+      raise ValueError(
+        f"{where}.base={self.base!r} is frozen, and {where}.rank=0 trains the whole model; set {where}.rank, or leave the "
+        "base in the compute dtype."
+      )
+    if self.dequantized_rollout and self.base == "compute":
+      raise ValueError(
+        f"{where}.dequantized_rollout has no effect on {where}.base='compute', which is whole; leave it out."
+      )
 
   @property
   def scale(self) -> float:
@@ -104,9 +119,17 @@ class Setup(NamedTuple):
     """Rows of a host batch over the mesh's data axes."""
     return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
-  def frozen(self, weights: Params) -> Params:
-    """Weights that will not train: matrices in the compute dtype, which halves them in bfloat16."""
-    return self.place(decoder.cast_for_decoding(weights, self.dtype))
+  def frozen(self, weights: Params, base: str | None = None) -> Params:
+    """Weights that will not train, as `lora.base` or `base` says: in fewer bits, or in the compute dtype."""
+    kept = quantize.quantized(weights, base or self.lora.base)
+    return self.place(decoder.cast_for_decoding(kept, self.dtype))
+
+  def decoding(self, base: Params, adapter: Params) -> Params:
+    """`adapter` over `base` to write with: matrices in the compute dtype, quantized ones only where that is asked for."""
+    whole = lora.attach(base, adapter, self.lora.scale)
+    if self.lora.dequantized_rollout:
+      whole = quantize.dequantized(whole, self.dtype)
+    return decoder.cast_for_decoding(whole, self.dtype)
 
   def starting_point(self, weights: Params, purpose: str) -> tuple[Params, Params, Params]:
     """(frozen base, what trains, the same policy as a reference) for training from `weights`."""
@@ -118,8 +141,10 @@ class Setup(NamedTuple):
     return self.frozen(weights), self.place(adapter), {"model": {}}
 
   def merged(self, weights: Params, trained: Params) -> Params:
-    """The whole model that `starting_point(weights, ...)` became."""
-    return lora.merge(weights, trained, self.lora.scale) if self.lora.rank else trained
+    """The whole model that `starting_point(weights, ...)` became; what it lost by quantization, it lost for good."""
+    if not self.lora.rank:
+      return trained
+    return lora.merge(quantize.quantized(weights, self.lora.base), trained, self.lora.scale)
 
 
 def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:

@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from rlhf_jax.models import lora, q_heads, registry
+from rlhf_jax.models import lora, q_heads, quantize, registry
 from rlhf_jax.sharding import RULES
 
 ALL = ("q", "k", "v", "o", "up", "down")
@@ -15,13 +15,14 @@ def matrices(tree):
   return [("/".join(k.key for k in path), leaf) for path, leaf in paths if leaf.ndim >= 2]
 
 
-def test_each_matrix_each_adapter_and_each_head_matches_exactly_one_pattern(config):
+def test_each_matrix_scale_adapter_and_head_matches_exactly_one_pattern(config):
   def tree(key):
     params = registry.language_model(config).init(key)
     params.setdefault("unembed", {"kernel": params["embed"]["embedding"].T})
     heads = q_heads.init_q_heads(key, config.hidden_size, config.vocab_size, 2)
     params["q_heads"] = q_heads.acting(heads, 1.0)
     targets = ALL + (("gate",) if "gate" in params["layers_0"]["mlp"] else ())
+    params = quantize.quantized(params, "int4")
     return lora.attach(params, lora.init(key, params, rank=2, targets=targets), 1.0)
 
   table = registry.axes(config)
