@@ -6,9 +6,13 @@ The trees are those of `types.Policy` and `types.Scorer`: `params["model"]` is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
 from rlhf_jax.models import heads, lora, q_heads
 from rlhf_jax.ops import logprobs, reward, steps
 from rlhf_jax.types import (
@@ -34,43 +38,46 @@ def make_policy(
   *,
   lora_scale: float = 1.0,
   critic: str = "none",
-  chunk: int = logprobs.CHUNK,
+  chunk: int | None = None,
 ) -> Policy:
   """`model` as a policy.
 
   `critic` says where values come from: "shared" is `params["value_head"]` on the policy's own
   trunk, "separate" is `params["critic"]`, a trunk and head of its own. Parameters without the head,
-  such as the reference's, get values None. `chunk` is how many tokens' logits are alive at once.
+  such as the reference's, get values None. `chunk` is how many tokens' logits are alive at once, by
+  default what suits the backend.
   """
   if critic not in CRITICS:
     raise ValueError(f"critic={critic!r} is not one of {', '.join(CRITICS)}.")
 
-  def trunk(tree: Params, frozen: Params, sequences: Sequences):
-    return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), sequences)
+  def trunk(tree: Params, frozen: Params, seen: _Seen):
+    return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), seen)
 
   def wanted(rows: Sequences) -> dict:
     return {"branches": rows.branches, "asked": rows.asked, "chunk": chunk}
 
-  def values(params, frozen, sequences, hidden) -> Array | None:
+  def values(params, frozen, seen: _Seen, hidden) -> Array | None:
     if critic == "shared" and "value_head" in params:
-      return _aligned_values(params["value_head"], hidden, sequences)
+      return _aligned_values(params["value_head"], hidden, seen.rows)
     if critic == "separate" and "critic" in params:
-      hidden, _ = trunk(params["critic"], frozen, sequences)
-      return _aligned_values(params["critic"]["value_head"], hidden, sequences)
+      hidden, _ = trunk(params["critic"], frozen, seen)
+      return _aligned_values(params["critic"]["value_head"], hidden, seen.rows)
     return None
 
   def evaluate(params, frozen, sequences: Sequences | Shared, temperature=1.0) -> TokenStats:
-    rows, apart = _rows(sequences)
-    hidden, unembed = trunk(params, frozen, rows)
+    seen = _seen(sequences)
+    rows = seen.rows
+    hidden, unembed = trunk(params, frozen, seen)
     logps, entropy, collision = logprobs.token_stats(
       hidden, rows.tokens, rows.segments, unembed, temperature, **wanted(rows)
     )
-    return apart(TokenStats(logps, entropy, values(params, frozen, rows, hidden), collision))
+    return seen.apart(TokenStats(logps, entropy, values(params, frozen, seen, hidden), collision))
 
   def compare(params, other, frozen, sequences: Sequences | Shared, temperature=1.0):
-    rows, apart = _rows(sequences)
-    hidden_p, unembed_p = trunk(params, frozen, rows)
-    hidden_q, unembed_q = trunk(other, frozen, rows)
+    seen = _seen(sequences)
+    rows = seen.rows
+    hidden_p, unembed_p = trunk(params, frozen, seen)
+    hidden_q, unembed_q = trunk(other, frozen, seen)
     of_p, of_q, kl = logprobs.compare_stats(
       hidden_p,
       hidden_q,
@@ -81,10 +88,10 @@ def make_policy(
       temperature,
       **wanted(rows),
     )
-    return apart(
+    return seen.apart(
       (
-        TokenStats(*of_p, values(params, frozen, rows, hidden_p)),
-        TokenStats(*of_q, values(other, frozen, rows, hidden_q)),
+        TokenStats(*of_p, values(params, frozen, seen, hidden_p)),
+        TokenStats(*of_q, values(other, frozen, seen, hidden_q)),
         kl,
       )
     )
@@ -107,7 +114,7 @@ def make_policy(
   def over_vocabulary(function, trees, frozen, sequences: Sequences, temperature=1.0):
     return logprobs.over_vocabulary(
       function,
-      [trunk(tree, frozen, sequences)[0] for tree in trees],
+      [trunk(tree, frozen, _seen(sequences))[0] for tree in trees],
       sequences.tokens,
       sequences.segments,
       [view(tree, frozen, temperature) for tree in trees],
@@ -134,36 +141,29 @@ def make_scorer(
   if reading.steps and lines is None:
     raise ValueError("a reward read at the end of steps needs `lines`, made from a tokenizer.")
 
-  def hidden_of(params, frozen, rows: Sequences) -> Array:
+  def hidden_of(params, frozen, seen: _Seen) -> Array:
     base = params.get("base", frozen.get("base", {}))
-    return _trunk(model, lora_scale, params["model"], base, rows)[0]
+    return _trunk(model, lora_scale, params["model"], base, seen)[0]
 
   def outputs(params, frozen, sequences: Sequences | Shared) -> Array:
-    rows, _ = _rows(sequences)
-    hidden = hidden_of(params, frozen, rows)
-    if isinstance(sequences, Shared):
-      last = jnp.max(sequences.at, axis=2)  # a branch stands behind what it shares
-    else:
-      T = rows.segments.shape[1]
-      last = jnp.max(jnp.where(rows.segments > 0, jnp.arange(T)[None], 0), axis=1, keepdims=True)
-    hidden = jnp.take_along_axis(hidden, jnp.maximum(last, 0)[..., None], axis=1)  # [B, 1 or G, D]
+    seen = _seen(sequences)
+    hidden = seen.at_last(hidden_of(params, frozen, seen))
     said = heads.apply_head(params["reward_head"], hidden)
-    said = said if said.ndim == 3 else said[..., None]
-    return said if isinstance(sequences, Shared) else said[:, 0]
+    return said if params["reward_head"]["kernel"].ndim == 2 else said[..., None]
 
   def tokens(params, frozen, sequences: Sequences | Shared) -> Array:
-    rows, apart = _rows(sequences)
-    return apart(heads.apply_head(params["reward_head"], hidden_of(params, frozen, rows)))
+    seen = _seen(sequences)
+    return seen.apart(heads.apply_head(params["reward_head"], hidden_of(params, frozen, seen)))
 
   def score(params, frozen, sequences: Sequences | Shared) -> Array:
     if reading.aggregate is None:
       said = outputs(params, frozen, sequences)
       weights = jnp.asarray(reading.weights or (1.0 / said.shape[-1],) * said.shape[-1])
       return jnp.sum(said * weights.reshape(*(1,) * (said.ndim - 1), -1), axis=-1)
-    rows, apart = _rows(sequences)
+    seen = _seen(sequences)
     said = tokens(params, frozen, sequences)  # [B, T] or [N, G, T]
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    text, chosen = (flat(x) for x in apart((rows.tokens, rows.response_mask)))
+    text, chosen = (flat(x) for x in seen.apart((seen.rows.tokens, seen.rows.response_mask)))
     where = steps.ends(lines, text, chosen) if reading.steps else chosen
     return reward.AGGREGATES[reading.aggregate](flat(said), where).reshape(said.shape[:-1])
 
@@ -217,17 +217,42 @@ def _normalized(params: Params, scores: Array) -> Array:
   return gain_and_bias["gain"] * scores + gain_and_bias["bias"]
 
 
-def _rows(sequences: Sequences | Shared):
-  """The rows that the trunk sees, and a function that takes a tree of [N, W, ...] apart into what answers are asked for."""
+class _Seen(NamedTuple):
+  """What the trunk sees of sequences, and how what it says goes back to them: [B, ...] of rows, [N, G, ...] of answers that share some."""
+
+  rows: Sequences
+  apart: Callable  # a tree of [rows, W, ...] -> of their tokens, [B, T, ...] or [N, G, T, ...]
+  at_last: Callable  # [rows, W, D] -> [B, D] or [N, G, D], of the last token of each answer
+  fork: tuple[int, int] | None = None
+
+
+def _seen(sequences: Sequences | Shared) -> _Seen:
+  def at(last: Array):  # int32[rows, answers]
+    return lambda x: jnp.take_along_axis(x, last[..., None], axis=1)
+
   if isinstance(sequences, Sequences):
-    return sequences, lambda tree: tree
-  return sequences.rows, lambda tree: jax.tree.map(sequences.apart, tree)
+    segments = sequences.segments
+    columns = jnp.arange(segments.shape[1])[None]
+    last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1, keepdims=True)
+    return _Seen(sequences, lambda tree: tree, lambda x: at(last)(x)[:, 0])
+  N, G, _ = sequences.at.shape
+  if not sharding.spreads(N):  # over the devices, as the answers do
+    alone = _seen(sequences.alone)
+    group = lambda x: x.reshape(N, G, *x.shape[1:])
+    return _Seen(
+      alone.rows, lambda tree: jax.tree.map(group, tree), lambda x: group(alone.at_last(x))
+    )
+  rows = sequences.rows
+  last = jnp.max(jnp.where(sequences.apart(rows.segments) > 0, sequences.at, 0), axis=2)
+  return _Seen(rows, lambda tree: jax.tree.map(sequences.apart, tree), at(last), sequences.fork)
 
 
-def _trunk(model, lora_scale, adapter, base, rows: Sequences):
+def _trunk(model, lora_scale, adapter, base, seen: _Seen):
   """hidden[B, T, D], and the unembedding that goes with it."""
-  weights = lora.attach(base, adapter, lora_scale)
-  hidden = model.hidden(weights, rows.tokens, rows.positions, rows.segments, rows.branches)
+  weights, rows = lora.attach(base, adapter, lora_scale), seen.rows
+  hidden = model.hidden(
+    weights, rows.tokens, rows.positions, rows.segments, rows.branches, seen.fork
+  )
   return hidden, lambda hidden: model.unembed(weights, hidden)
 
 

@@ -16,7 +16,10 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-CHUNK = 512  # tokens whose logits are alive at once
+# Tokens whose logits are alive at once. Over a vocabulary of 128256 a GPU learned from 16384 tokens in 71 ms by 512, in
+# 46.5 by 4096 and in 44.9 by 8192 (one NVIDIA H200, hidden size 2048, bfloat16).
+CHUNK = 512
+CHUNK_ON_ACCELERATORS = 4096
 
 
 def token_stats(
@@ -28,7 +31,7 @@ def token_stats(
   *,
   branches: Array | None = None,
   asked: Array | None = None,
-  chunk: int = CHUNK,
+  chunk: int | None = None,
 ) -> tuple[Array, Array, Array]:
   """log π(tokens[:, t]), and of the distribution it was drawn from the entropy and log Σ_v p(v)², float32[B, T] each.
 
@@ -60,7 +63,7 @@ def compare_stats(
   *,
   branches: Array | None = None,
   asked: Array | None = None,
-  chunk: int = CHUNK,
+  chunk: int | None = None,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
   """`token_stats` of p and of q, and KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) at every token.
 
@@ -89,7 +92,7 @@ def over_vocabulary(
   segments: Array,
   views: Sequence[Callable],
   *,
-  chunk: int = CHUNK,
+  chunk: int | None = None,
 ):
   """`function` of what several models say of every token of the vocabulary, a slice of time after the other.
 
@@ -162,9 +165,11 @@ def _predictions(segments: Array, branches: Array | None, asked: Array | None) -
   )
 
 
-def _over_chunks(function, chunk: int, *arrays):
+def _over_chunks(function, chunk: int | None, *arrays):
   """Maps `function` over slices of time, recomputing each slice's logits in the backward pass."""
   B, T = arrays[0].shape[:2]
+  if chunk is None:
+    chunk = CHUNK if jax.default_backend() == "cpu" else CHUNK_ON_ACCELERATORS
   width = max(1, min(T, chunk // B))
   count = -(-T // width)
 
