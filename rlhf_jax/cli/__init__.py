@@ -10,7 +10,7 @@ import importlib
 import sys
 
 import rlhf_jax
-from rlhf_jax.cli import environment
+from rlhf_jax.cli import distributed, environment
 from rlhf_jax.cli.parser import Parser, UsageError, nearest
 
 VERBS = (
@@ -64,7 +64,13 @@ def _run(argv: list[str]) -> int:
   args = parser.parse_args(argv[1:])
   if args is None:  # its help was printed
     return 0
+  with distributed.ending_alone():
+    return _answer(module, args)
+
+
+def _answer(module, args) -> int:
   try:
+    distributed.join(args)
     module.run(args)
   except UsageError:
     raise
@@ -72,7 +78,7 @@ def _run(argv: list[str]) -> int:
     if args.debug:
       raise
     print(f"error: {error}", file=sys.stderr)
-    return 1
+    return distributed.end(1)
   except KeyboardInterrupt:
     print("stopped.", file=sys.stderr)
     return 130

@@ -16,16 +16,23 @@ The last one reuses the fine-tuned model and the reward model of the first. Seve
 each in a folder of its own below the workdir:
 
   rlhf-jax train --config=experiments/tiny.py --workdir=runs/tiny_seeds --seeds=0,1,2
+
+Started as several processes, by srun, mpirun, or with the options below, it trains on the devices of all of them, arranged by
+config.mesh; the workdir is then a folder that all see. docs/scaling.md tells more.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import contextmanager
+
+from rlhf_jax.cli import distributed
 
 
 def add_options(parser) -> None:
   parser.add_config()
+  distributed.add_options(parser)
   parser.add_argument("--workdir", required=True, help="folder of the run; made if needed")
   parser.add_argument(
     "--seeds", type=parse_seeds, metavar="N,N,...", help="train every seed, and compare"
@@ -35,6 +42,7 @@ def add_options(parser) -> None:
 def run(args) -> None:
   from rlhf_jax.cli import config
   from rlhf_jax.report import write_report
+  from rlhf_jax.sharding import processes
   from rlhf_jax.training import seeds
   from rlhf_jax.training.experiment import train
 
@@ -42,12 +50,16 @@ def run(args) -> None:
   if args.seeds:
     with interruptible():
       results = seeds.train_seeds(settings, args.workdir, args.seeds)
+    if not processes.is_first():
+      return
     for seed in args.seeds:
       write_report(f"{args.workdir}/seed_{seed}")
     print(seeds.table(results))
     return
   with interruptible():
     results = train(settings, args.workdir)
+  if not processes.is_first():
+    return
   print(results_table(results))
   print(f"report: {write_report(args.workdir)}")
 
@@ -86,15 +98,22 @@ def _number(value: float | None) -> str:
 
 @contextmanager
 def interruptible():
-  """Within, SIGTERM and SIGINT raise Interrupted also where no training loop sees to them."""
+  """Within, SIGTERM and SIGINT raise Interrupted also where no training loop sees to them.
+
+  There, one of several processes ends at once, and the others with it.
+  """
   from rlhf_jax.training.loop import Interrupted
 
   def stop(number, frame):
-    raise Interrupted(
+    stopped = Interrupted(
       f"stopped by {signal.Signals(number).name} between two loops; every finished stage and "
       "checkpoint is saved. Run the same command again to go on from there.",
       signal.Signals(number),
     )
+    if distributed.several():
+      print(*stopped.args, file=sys.stderr)
+      distributed.end(stopped.code)
+    raise stopped
 
   try:
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -51,13 +51,13 @@ class Cache:
 
 
 def language_model(
-  family: Family, *, dtype: str, remat: bool, remat_policy: str, scan: bool
+  family: Family, *, dtype: str, remat: bool, remat_policy: str, scan: bool, sequence: bool
 ) -> LanguageModel:
   """`family` as the tuple of functions that training and rollout see."""
   config = family.config
 
   def block(weights, x, shared, mask, cache=None):
-    x = sharding.constrain(x, "batch", None, None)
+    x = sharding.constrain(x, "batch", "time" if sequence else None, None)
     return family.block.apply({"params": weights}, x, shared, mask, cache)
 
   def learn(weights, x, shared, mask):

@@ -34,6 +34,7 @@ def language_model(
   remat: bool = False,
   remat_policy: str = "nothing_saveable",
   scan: bool = False,
+  sequence: bool = False,
 ) -> LanguageModel:
   """The model that `config` describes.
 
@@ -41,6 +42,7 @@ def language_model(
   else are float32. `remat` recomputes each block in the backward pass, but for what
   `remat_policy`, a name in `jax.checkpoint_policies`, lets it keep. `scan` runs the layers as a
   loop over stacked weights: it compiles faster, and copies the weights when given a canonical tree.
+  `sequence` spreads what is between blocks over the mesh along time, too.
   """
   if dtype not in products.COMPUTE_DTYPES:
     raise ValueError(f"dtype={dtype!r} is not one of {', '.join(products.COMPUTE_DTYPES)}.")
@@ -48,7 +50,7 @@ def language_model(
     raise ValueError(f"remat_policy={remat_policy!r} is not a name in jax.checkpoint_policies.")
   family = FAMILIES[type(config)].family(config, dtype)
   return decoder.language_model(
-    family, dtype=dtype, remat=remat, remat_policy=remat_policy, scan=scan
+    family, dtype=dtype, remat=remat, remat_policy=remat_policy, scan=scan, sequence=sequence
   )
 
 

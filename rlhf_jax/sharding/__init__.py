@@ -1,7 +1,8 @@
 """One device mesh and the tables that lay arrays out on it; the only place that names mesh axes.
 
-Models speak of logical axes ("embed", "heads", "mlp", "vocab", "batch"); `RULES` says which mesh
-axis each lies on. One device is the mesh (1, 1, 1), with no special case.
+Models speak of logical axes ("embed", "heads", "mlp", "vocab", "batch", "time"); `RULES` says which mesh
+axis each lies on. One device is the mesh (1, 1, 1), with no special case. The devices may be those of several
+processes: `processes`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -22,26 +24,48 @@ RULES = {
   "kv_heads": "tensor",
   "mlp": "tensor",
   "vocab": "tensor",
+  "time": "tensor",  # of activations between blocks (arXiv:2205.05198, section 4.2.2)
 }
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
   """The mesh of the first data × fsdp × tensor of `devices`, JAX's own unless given; `data=-1` takes all that are left over.
 
-  Raises ValueError when there are too few devices.
+  Neighbours along "tensor" are the closest to one another, and along "data" the farthest. Raises ValueError when there are too few
+  devices, or when those of several processes would not all be used.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = jax.devices() if devices is None else list(devices)
   if data == -1:
     data = max(1, len(devices) // (fsdp * tensor))
   wanted = data * fsdp * tensor
+  asked = f"mesh data={data} x fsdp={fsdp} x tensor={tensor}"
   if wanted > len(devices) or wanted < 1:
     raise ValueError(
-      f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices and there are "
-      f"{len(devices)}; lower mesh.data, mesh.fsdp or mesh.tensor."
+      f"{asked} needs {wanted} devices and there are {len(devices)}; lower mesh.data, mesh.fsdp or mesh.tensor."
     )
+  if wanted < len(devices) and len({device.process_index for device in devices}) > 1:
+    raise ValueError(
+      f"{asked} is {wanted} devices and these processes have {len(devices)}, all of which must take part; raise mesh.data (-1 "
+      "takes all that are left), or start fewer processes."
+    )
+  arranged = _arranged(devices[:wanted], (data, fsdp, tensor))
   # Explicit axes, the default of recent JAX, fail under a Linen scan with remat.
-  shape = np.asarray(devices[:wanted]).reshape(data, fsdp, tensor)
-  return Mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(devices: list, shape: tuple[int, int, int]) -> np.ndarray:
+  """By the network between TPUs; other devices in their own order, which has those of a process side by side."""
+  if devices[0].platform != "tpu":
+    return np.asarray(devices).reshape(shape)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  if shape[0] % slices:
+    raise ValueError(
+      f"mesh.data={shape[0]} does not divide over {slices} slices, between which only data parallelism pays; use a multiple of {slices}."
+    )
+  inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def data_shards(mesh: Mesh) -> int:

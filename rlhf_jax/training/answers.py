@@ -15,6 +15,7 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Labelled, Pair, Ranking, Record
 from rlhf_jax.rollout.generate import responses
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk, rewarding, sampling
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params
@@ -36,9 +37,9 @@ Group = list[tuple[Example, float]]  # the answers to one prompt, and their rewa
 def load_or_sample(settings: Settings, setup: Setup, frozen: Params) -> list[Group]:
   """The groups of `answers.jsonl`, sampled and written there first where it does not exist."""
   path = setup.shared / "answers.jsonl"
-  if not path.exists():
+  if not processes.from_first(path.exists):
     disk.replace_rows(path, _sample(settings, setup, frozen))
-  return [_group(row) for row in disk.rows(path)]
+  return [_group(row) for row in processes.from_first(lambda: disk.rows(path))]
 
 
 def pairs(groups: list[Group]) -> list[Pair]:

@@ -1,4 +1,8 @@
-"""Files of a run directory: replaced whole, and what is said when one is broken or the disk is full."""
+"""Files of a run directory: replaced whole, and what is said when one is broken or the disk is full.
+
+Of several processes the first alone writes. What it has written the others learn by `processes.from_first`, or once they have
+waited for it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.sharding import processes
+
 SPARE = 1 << 20  # bytes left for logs
 
 
 def replace(path: Path, text: str) -> None:
   """Writes `path` anew: whoever reads it finds the old text or the new, whole."""
+  if not processes.is_first():
+    return
   temporary = path.with_suffix(".tmp")
   with naming_full_disk(path):
     temporary.write_text(text, encoding="utf-8")
@@ -29,7 +37,7 @@ def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """More lines for a JSON Lines file, which is made with the first of them."""
   lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-  if lines:
+  if lines and processes.is_first():
     with naming_full_disk(path), open(path, "a", encoding="utf-8") as file:
       file.write("".join(lines))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from rlhf_jax.sharding import processes
 from rlhf_jax.types import Mean, Rollout
 
 
@@ -27,14 +28,14 @@ def fill(
   `draw(i) -> (Rollout, metrics)`, of the same number of prompts each time; metrics are of all draws together.
   """
   first, metrics = draw(0)
-  parts = [jax.device_get(first)]
+  parts = [processes.fetch(first)]
   places = np.flatnonzero(~differing(parts[0], group))
   size = len(parts[0].rewards) // group
   found: list[int] = []
   while len(found) < len(places) and len(parts) <= further:
     more, measured = draw(len(parts))
     metrics = jax.tree.map(lambda a, b: a + b, metrics, measured)
-    parts.append(jax.device_get(more))
+    parts.append(processes.fetch(more))
     found += [(len(parts) - 1) * size + i for i in np.flatnonzero(differing(parts[-1], group))]
   count = min(len(found), len(places))
   groups = np.arange(size)

@@ -18,6 +18,7 @@ from rlhf_jax.data.task import LabelledTexts
 from rlhf_jax.evaluation import classification, judges, regression, scores, text
 from rlhf_jax.ops import stats
 from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk, held_out, rewarding, sampling
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup
@@ -53,7 +54,8 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   own, shared = setup.workdir / "evaluation", setup.shared / "evaluation"
   for folder in (own, shared):
     folder.mkdir(exist_ok=True)
-  bar = tqdm(total=3, desc="  evaluation", unit="part", dynamic_ncols=True)
+  quiet = not processes.is_first()
+  bar = tqdm(total=3, desc="  evaluation", unit="part", dynamic_ncols=True, disable=quiet)
 
   rewarded = frozen["reward_model"] is not None or not rewarding.asks_model(setup.config)
   count = settings.best_of if rewarded and not settings.greedy else 1
@@ -61,7 +63,7 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
   if count > 1:
     paths[f"best_of_{count}"] = shared / f"best_of_{count}.jsonl"
   costed = frozen.get("cost_model") is not None
-  if not all(_complete(path, costed) for path in paths.values()):
+  if not processes.from_first(lambda: all(_complete(path, costed) for path in paths.values())):
     written, marks = _written(setup, settings, "sft", frozen["reference"], frozen, count, rewarded)
     firsts = np.arange(0, len(written.tokens), count)
     chosen = {"sft": firsts}
@@ -72,14 +74,18 @@ def evaluate(setup: Setup, name: str, params: Params, frozen: Params) -> dict[st
       disk.replace_rows(paths[policy], _described(setup, settings, *answers))
   bar.update()
   paths[name] = own / f"{name}.jsonl"
-  if not paths[name].exists():
+  if not processes.from_first(paths[name].exists):
     written, marks = _written(setup, settings, name, params, frozen, 1, rewarded)
     if not settings.greedy:
       marks |= _divergences(setup, settings, written, params, frozen)
     disk.replace_rows(paths[name], _described(setup, settings, written, marks))
   bar.update()
-  policies = {policy: disk.rows(path) for policy, path in paths.items()}
-  results = _policy_results(setup, policies, name)
+
+  def judged() -> dict[str, float]:
+    policies = {policy: disk.rows(path) for policy, path in paths.items()}
+    return _policy_results(setup, policies, name)
+
+  results = processes.from_first(judged)
   bar.update()
   bar.close()
   return results

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.data.task import FILES
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import checks, evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
@@ -30,15 +31,18 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
   for stage, sections in claims.items():
     run.assert_same(stage, sections)
   if all(run.finished(stage) for stage in _entries(config)):
-    print(f"{run.workdir}: finished; nothing is left to do.", flush=True)
+    if processes.is_first():
+      print(f"{run.workdir}: finished; nothing is left to do.", flush=True)
     return run.results
+  processes.wait("the run directory is read")  # before the first process writes there
   with run.timed("setup"):
     setup = make_setup(config, run.workdir)
   preflight.assert_ready(setup)
   run.save_config(config)  # now that it is known to be sound
   run.save_data({name: config["data"][name] for name in FILES if config["data"].get(name)})
-  for note in setup.task.notes:
-    print(note, flush=True)
+  if processes.is_first():
+    for note in setup.task.notes:
+      print(note, flush=True)
 
   with jax.set_mesh(setup.mesh):
     if "sft" in wanted:
@@ -60,9 +64,10 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
       cost_params = foreign_reward_model(setup, "cost_model")
       with run.timed(name, claims[name]):
         params, frozen = stages.policy(setup, weights, reward_params, cost_params)
-      for check in checks.of_stage(run.workdir, name, options.stage(config, name)[0]):
-        print(f"{name}: {check.says}", flush=True)
-        run.add({f"{name}/{what}": value for what, value in check.found.items()})
+      if processes.is_first():
+        for check in checks.of_stage(run.workdir, name, options.stage(config, name)[0]):
+          print(f"{name}: {check.says}", flush=True)
+          run.add({f"{name}/{what}": value for what, value in check.found.items()})
       if "evaluation" in wanted:
         judged = f"{name}_evaluation"
         with run.timed(judged, claims[judged]):

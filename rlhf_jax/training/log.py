@@ -8,9 +8,27 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk
 
 REWARD_ERRORS = "reward_errors.jsonl"  # appended to by training.rewarding
+
+
+def open_log(workdir: str | os.PathLike, stage: str, *, resume_step: int) -> Log | Silent:
+  """The log of a stage; of several processes only the first has one."""
+  return Log(workdir, stage, resume_step=resume_step) if processes.is_first() else Silent()
+
+
+class Silent:
+  """A `Log` that keeps nothing."""
+
+  def metrics(self, step: int, scalars: dict[str, float]) -> None: ...
+
+  def samples(self, step: int, rows: list[dict]) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
 
 
 class Log:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
-import jax
 from tqdm import tqdm
 
+from rlhf_jax.sharding import processes
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.log import Log
+from rlhf_jax.training.log import open_log
 from rlhf_jax.types import TrainState
 
 
@@ -49,17 +49,25 @@ def run(
   step late, so that the device never waits for a print. `finish` is applied to the last state before
   it is saved.
 
-  Raises Interrupted after SIGTERM or SIGINT, NotFinite at a loss that is not finite.
+  Raises Interrupted after SIGTERM or SIGINT, on every process when one was sent it, NotFinite at a loss that is not finite.
   """
   if checkpoints.latest() is not None:
     state = checkpoints.restore(state)
   first = int(state.step)
   if first >= steps:
-    print(f"{stage}: finished, {first} steps", file=sys.stderr, flush=True)
+    if processes.is_first():
+      print(f"{stage}: finished, {first} steps", file=sys.stderr, flush=True)
     checkpoints.close()
     return state
-  log = Log(workdir, stage, resume_step=first)
-  bar = tqdm(total=steps, initial=first, desc=f"{stage:>12}", unit="step", dynamic_ncols=True)
+  log = open_log(workdir, stage, resume_step=first)
+  bar = tqdm(
+    total=steps,
+    initial=first,
+    desc=f"{stage:>12}",
+    unit="step",
+    dynamic_ncols=True,
+    disable=not processes.is_first(),
+  )
   pending = None
   clock = time.perf_counter()
 
@@ -69,7 +77,7 @@ def run(
       return
     step, metrics, samples = pending
     pending = None
-    scalars = {k: _float(m) for k, m in sorted(jax.device_get(metrics).items())}
+    scalars = {k: _float(m) for k, m in sorted(processes.fetch(metrics).items())}
     _assert_finite(scalars, step, stage, row_ids(step - 1), checkpoints)
     now = time.perf_counter()
     log.metrics(step, {**scalars, "time/step": now - clock})
@@ -85,7 +93,8 @@ def run(
         state, metrics, samples = iterate(state, step)
         flush()
         pending = (step + 1, metrics, samples)
-        done, stopped = step + 1 == steps, stop.requested
+        done = step + 1 == steps
+        stopped = stop.agreed(now=done)
         if done or stopped or (step + 1) % checkpoint_every == 0:
           flush()
           log.flush()
@@ -94,11 +103,12 @@ def run(
         if stopped:
           break
       checkpoints.wait()
-      if stop.requested:
+      if stopped:
+        number = signal.Signals(stopped)
         raise Interrupted(
-          f"stopped by {stop.requested.name} after step {step + 1} of {steps} of stage {stage}; "
+          f"stopped by {number.name} after step {step + 1} of {steps} of stage {stage}; "
           "everything is saved. Run the same command again to go on from there.",
-          stop.requested,
+          number,
         )
   finally:
     bar.close()
@@ -108,7 +118,20 @@ def run(
 
 
 class _Stop:
-  requested: signal.Signals | None = None
+  """A signal that asks for a stop, or 0."""
+
+  requested = 0  # of this process
+  _told = 0  # by all, at the step before
+
+  def agreed(self, *, now: bool) -> int:
+    """The signal that any process was sent, on all of them after the same step.
+
+    With several this is what they told one another a step ago, which the devices know by now, unless all are to wait: `now`.
+    """
+    if not processes.several():
+      return self.requested
+    told, self._told = self._told, processes.greatest(self.requested)
+    return max(int(told), int(self._told) if now else 0)
 
 
 @contextmanager
@@ -117,7 +140,7 @@ def _stop_signals():
   stop = _Stop()
 
   def ask(number, frame):
-    stop.requested = signal.Signals(number)
+    stop.requested = number
 
   try:
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -20,6 +20,7 @@ from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout import refill
 from rlhf_jax.rollout.generate import left_pad
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import (
   dynamic_sampling,
   loop,
@@ -122,7 +123,7 @@ def run(
       metrics |= progress.measure(setup, state.params, frozen, updates=updates)
 
     def samples() -> list[dict]:
-      few = jax.device_get(jax.tree.map(lambda x: x[: settings.logged_samples], rollout))
+      few = processes.fetch(jax.tree.map(lambda x: x[: settings.logged_samples], rollout))
       pairs = zip(
         sampling.prompt_texts(setup, few.sequences),
         sampling.texts(setup, few.sequences),
@@ -382,7 +383,7 @@ def assert_finite_rewards(rollout: Rollout, ids: list, stage: str, step: int) ->
     scores = scores + rollout.baseline
   if rollout.costs is not None:
     scores = scores + jnp.sum(rollout.costs, axis=-1)
-  scores = jax.device_get(scores)
+  scores = processes.fetch(scores)
   bad = np.flatnonzero(~np.isfinite(scores))
   if len(bad):
     which = ", ".join(f"{scores[i]} for row {i}, prompt {ids[i]}" for i in bad[:8])

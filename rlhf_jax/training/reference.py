@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Logps
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params
@@ -31,7 +32,9 @@ def reference_logps(setup: Setup, frozen: Params, wanted: Iterable[Example]) -> 
   missing = {_digest(e): e for e in wanted if _digest(e) not in known}
   if missing:
     known |= _compute(setup, frozen, missing)
-    _save(path, known)
+    if processes.is_first():
+      _save(path, known)
+    processes.wait("reference log-probabilities are on disk")
   return lambda example: known[_digest(example)]
 
 
@@ -46,12 +49,13 @@ def _compute(setup: Setup, frozen: Params, missing: dict[str, Example]) -> dict[
   items = sorted(missing.items(), key=lambda item: len(item[1].tokens))
   found = {}
   starts = range(0, len(items), BATCH)
-  for start in tqdm(starts, desc=f"{'reference':>12}", unit="batch", leave=False):
+  quiet = not processes.is_first()
+  for start in tqdm(starts, desc=f"{'reference':>12}", unit="batch", leave=False, disable=quiet):
     part = items[start : start + BATCH]
     rows = [example for _, example in part] + [part[0][1]] * (BATCH - len(part))
     width = examples.width_of(rows, multiple=16)
     batch = setup.place_batch(examples.collate_records(rows, width))
-    logps = jax.device_get(_logps(setup.policy, needed, batch))
+    logps = processes.fetch(_logps(setup.policy, needed, batch))
     found |= {
       key: row[: len(example.tokens)] for (key, example), row in zip(part, logps, strict=False)
     }
@@ -63,7 +67,7 @@ def _fingerprint(frozen: Params) -> str:
   tree = {"base": frozen["base"], "reference": frozen["reference"]}
   for path, leaf in jax.tree.leaves_with_path(tree):
     digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    digest.update(np.ascontiguousarray(processes.fetch(leaf)).tobytes())
   return digest.hexdigest()
 
 

@@ -10,8 +10,8 @@
   length         1 at `length_target` words, falling off linearly to both sides
   PATH.py:NAME, package.module:NAME   a function of yours, `(prompts, responses) -> floats`
 
-The reward model is scored where it computes, within the rollout; every other term reads text on the host. Where no term asks
-for a reward model, a run needs none. A weight of 0 only measures. Docs: docs/reinforcement.md.
+The reward model is scored where it computes, within the rollout; every other term reads text on the host, of several processes
+each its share of the answers. Where no term asks for a reward model, a run needs none. A weight of 0 only measures. Docs: docs/reinforcement.md.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rlhf_jax.config import from_dict, hyperparameters, option, suggest
 from rlhf_jax.ops import returns
 from rlhf_jax.rewards import judges, rules
 from rlhf_jax.rewards.function import Failed, Function
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk, sampling
 from rlhf_jax.training.log import REWARD_ERRORS
 from rlhf_jax.training.setup import Setup
@@ -218,16 +219,18 @@ class Rewards:
     total, metrics = np.zeros(len(ids)), {}
     if not self.terms:
       return total, metrics
-    sequences = jax.device_get(sequences)
+    sequences = processes.fetch(sequences)
     prompts = sampling.prompt_texts(self.setup, sequences)
     answers = Answers(ids, prompts, sampling.texts(self.setup, sequences))
     failed = 0
     for term in self.terms:
+      found = processes.gather(self._share(term, answers, batch_size or len(ids)))
+      scores = np.concatenate([np.asarray(scores, np.float64) for scores, _ in found])
       if term in self.functions:
-        scores, failures = self._by_function(term, answers, step, batch_size or len(ids))
-        failed += failures
-      else:
-        scores = np.asarray(_built_in(self.setup, self.settings, term)(answers), np.float64)
+        errors = {int(row): why for _, errors in found for row, why in errors.items()}
+        self._assert_scored(term, answers, step, errors)
+        scores = np.where(np.isnan(scores), self.settings.failed_score, scores)
+        failed += len(errors)
       if scores.shape != (len(ids),):
         raise ValueError(f"{term} gave scores of shape {scores.shape} for {len(ids)} answers.")
       total = total + self.settings.weight(term) * scores
@@ -236,17 +239,24 @@ class Rewards:
       metrics["rewards/failed"] = Mean(np.float32(failed), np.float32(1))
     return total, metrics
 
-  def _by_function(
-    self, term: str, answers: Answers, step: int, batch_size: int
-  ) -> tuple[np.ndarray, int]:
-    """Scores float64[N] with `failed_score` where it failed, which is written down, and how often it did."""
+  def _share(
+    self, term: str, answers: Answers, batch_size: int
+  ) -> tuple[list[float], dict[int, str]]:
+    """Scores of the answers that are this process's to score, NaN where a custom function failed; and why, by row of all."""
+    part = processes.share(len(answers.ids))
+    mine = Answers(answers.ids[part], answers.prompts[part], answers.responses[part])
+    if term not in self.functions:
+      return np.asarray(_built_in(self.setup, self.settings, term)(mine), float).tolist(), {}
     scores, errors = [], {}
-    for start in range(0, len(answers.ids), batch_size):
-      part = slice(start, start + batch_size)
-      found, why = self.functions[term](answers.prompts[part], answers.responses[part])
-      scores.append(found)
-      errors |= {start + row: error for row, error in why.items()}
-    scores = np.concatenate(scores)
+    for start in range(0, len(mine.ids), batch_size):
+      batch = slice(start, start + batch_size)
+      found, why = self.functions[term](mine.prompts[batch], mine.responses[batch])
+      scores += found.tolist()
+      errors |= {part.start + start + row: error for row, error in why.items()}
+    return scores, errors
+
+  def _assert_scored(self, term: str, answers: Answers, step: int, errors: dict[int, str]) -> None:
+    """Writes down where a custom function failed. Raises Unscored unless it scored some answer."""
     rows = [
       {
         "stage": self.stage,
@@ -260,13 +270,12 @@ class Rewards:
       for row, error in errors.items()
     ]
     disk.append_rows(self.setup.workdir / REWARD_ERRORS, rows)
-    if len(rows) == len(scores):
+    if len(rows) == len(answers.ids):
       raise Unscored(
         f"rewards.terms: {term} failed on all {len(rows)} answers at step {step} of stage {self.stage}. The first, to "
         f"prompt {rows[0]['id']}: {rows[0]['error']}. All are in {self.setup.workdir / REWARD_ERRORS}. Repair it, and run again "
         "to go on from the last checkpoint."
       )
-    return np.where(np.isnan(scores), self.settings.failed_score, scores), len(rows)
 
 
 def _built_in(setup: Setup, settings: Settings, term: str) -> Callable[[Answers], np.ndarray]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk
 
 RECOVERY = (
@@ -45,6 +46,8 @@ class RunDir:
 
   def save_data(self, files: Mapping[str, str]) -> None:
     """`data.json`: of each file that the run reads, named by its option, the path and the SHA-256 hash of its bytes."""
+    if not processes.is_first():
+      return
     known = {name: {"path": path, "sha256": _sha256(Path(path))} for name, path in files.items()}
     _write(self.workdir / "data.json", known)
 

@@ -14,6 +14,7 @@ from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example
 from rlhf_jax.rollout import refill
 from rlhf_jax.rollout.generate import Generation, left_pad, responses
+from rlhf_jax.sharding import processes
 from rlhf_jax.training.setup import Setup
 from rlhf_jax.types import Params, Scorer, Sequences
 
@@ -86,9 +87,16 @@ def in_batches(setup: Setup, function, count: int, batch_size: int, doing: str):
   size = -(-min(batch_size, count) // shards) * shards
   parts = []
   starts = range(0, count, size)
-  for start in tqdm(starts, desc=f"{doing:>12}", unit="batch", leave=False, dynamic_ncols=True):
+  for start in tqdm(
+    starts,
+    desc=f"{doing:>12}",
+    unit="batch",
+    leave=False,
+    dynamic_ncols=True,
+    disable=not processes.is_first(),
+  ):
     rows = np.arange(start, start + size) % count
-    parts.append(jax.device_get(function(rows)))
+    parts.append(processes.fetch(function(rows)))
   return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
 
 

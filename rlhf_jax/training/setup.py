@@ -21,6 +21,7 @@ from rlhf_jax.models import decoder, lora, products, quantize, registry
 from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
 from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import ensemble
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
@@ -73,9 +74,18 @@ class Lora:
 
 @hyperparameters
 class MeshShape:
+  """How all devices of all processes are arranged; what each axis shards is in docs/scaling.md."""
+
   data: int = option(1, at_least=-1)
   fsdp: int = option(1, at_least=1)
   tensor: int = option(1, at_least=1)
+  sequence: bool = False  # between blocks, activations are spread over `tensor` along time
+
+  def assert_sound(self, where: str) -> None:
+    if self.sequence and self.tensor == 1:
+      raise ValueError(
+        f"{where}.sequence=True spreads time over {where}.tensor, which is 1; raise it, or leave {where}.sequence out."
+      )
 
 
 class Setup(NamedTuple):
@@ -113,11 +123,11 @@ class Setup(NamedTuple):
   def place(self, tree):
     """`tree` on the mesh, each matrix by the model family's table."""
     table = registry.axes(self.model.config)
-    return jax.device_put(tree, sharding.tree_shardings(self.mesh, tree, table))
+    return processes.place(tree, sharding.tree_shardings(self.mesh, tree, table))
 
   def place_batch(self, batch):
     """Rows of a host batch over the mesh's data axes."""
-    return jax.device_put(batch, sharding.batch_sharding(self.mesh))
+    return processes.place(batch, sharding.batch_sharding(self.mesh))
 
   def frozen(self, weights: Params, base: str | None = None) -> Params:
     """Weights that will not train, as `lora.base` or `base` says: in fewer bits, or in the compute dtype."""
@@ -169,6 +179,7 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
     remat=model_config.remat,
     remat_policy=model_config.remat_policy,
     scan=model_config.scan,
+    sequence=mesh_shape.sequence,
   )
   if params is None:
     params = model.init(jax.random.key(seed))

@@ -77,7 +77,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
       setup, base, reference["model"], chosen, "normalization", batch_size=128
     ).sequences
     score = lambda params: sampling.score(setup, params, frozen, written, batch_size=128)
-    return state.replace(extra=ensemble.normalize(group, state.params, score))
+    return state.replace(extra=setup.place(ensemble.normalize(group, state.params, score)))
 
   state = offline.run(
     setup,

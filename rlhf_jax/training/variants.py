@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.config import suggest
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import disk, experiment, options
 
 SECTION = (
@@ -64,19 +65,21 @@ def compare(
   for variant in chosen.values():
     options.check(variant)
   stages = ", ".join(shared["stages"])
-  print(f"{workdir}: {stages}, shared by {len(chosen)} variants", flush=True)
+  if processes.is_first():
+    print(f"{workdir}: {stages}, shared by {len(chosen)} variants", flush=True)
   experiment.train(shared, workdir)
-  found, seconds = _read(workdir), []
+  found, seconds = processes.from_first(lambda: _read(workdir)), []
   for i, (name, variant) in enumerate(chosen.items()):
     left = f"; about {np.mean(seconds) * (len(chosen) - i) / 60:.0f} min left" if seconds else ""
-    print(f"variant {i + 1} of {len(chosen)}: {name}{left}", flush=True)
+    if processes.is_first():
+      print(f"variant {i + 1} of {len(chosen)}: {name}{left}", flush=True)
     start, known = time.perf_counter(), name in found
     results = experiment.train(variant, workdir / SECTION / name)
     seconds += [] if known else [time.perf_counter() - start]
     found[name] = row(results, variant["algorithm"]["name"])
     found["sft"] = row(results, "sft")
     disk.replace(workdir / "comparison.json", json.dumps(found, indent=2) + "\n")
-    if not known:
+    if not known and processes.is_first():
       after_each(workdir, found)
   return found
 
