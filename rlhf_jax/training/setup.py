@@ -120,10 +120,13 @@ class Setup(NamedTuple):
     """A seed for the order of rows, of the run's seed and one purpose."""
     return self.seed, _hash(purpose)
 
+  def layout(self, tree):
+    """Where each leaf of `tree` lies on the mesh, by the model family's table."""
+    return sharding.tree_shardings(self.mesh, tree, registry.axes(self.model.config))
+
   def place(self, tree):
-    """`tree` on the mesh, each matrix by the model family's table."""
-    table = registry.axes(self.model.config)
-    return processes.place(tree, sharding.tree_shardings(self.mesh, tree, table))
+    """`tree` on the mesh."""
+    return processes.place(tree, self.layout(tree))
 
   def place_batch(self, batch):
     """Rows of a host batch over the mesh's data axes."""
@@ -159,30 +162,39 @@ class Setup(NamedTuple):
 
 def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   """Checks the config, then loads. Raises ValueError or FileNotFoundError with the remedy."""
+  data = from_dict(tasks.Settings, config["data"], where="data")
+  source, seed = from_dict(Model, config["model"], where="model").source, config["seed"]
+  mesh = mesh_of(config)
+  if source == "random":
+    family_config, params = family_config_of(config), None
+    tokenizer = learned_tokenizer(data, family_config.vocab_size, seed)
+  else:
+    family_config, params, tokenizer = load.load(source)
+  setup = described(config, workdir, family_config, tokenizer, mesh)
+  if params is None:
+    params = setup.model.init(jax.random.key(seed))
+  tokens = setup.sampling.max_new_tokens
+  return setup._replace(
+    pretrained=jax.tree.map(np.asarray, params),
+    task=tasks.load_task(data, tokenizer, rollout_tokens=tokens, seed=seed),
+  )
+
+
+def described(
+  config: Mapping[str, Any], workdir: Path, family_config, tokenizer, mesh: jax.sharding.Mesh
+) -> Setup:
+  """What the config says of a model: a setup without weights and without data, None each."""
   model_config = from_dict(Model, config["model"], where="model")
   lora_config = from_dict(Lora, config["lora"], where="lora")
   data = from_dict(tasks.Settings, config["data"], where="data")
-  mesh_shape = from_dict(MeshShape, config.get("mesh", {}), where="mesh")
-  mesh = sharding.make_mesh(mesh_shape.data, mesh_shape.fsdp, mesh_shape.tensor)
-  seed = config["seed"]
-  if model_config.source == "random":
-    if not model_config.random:
-      raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
-    family_config = load.family_config(dict(model_config.random), where="model.random")
-    tokenizer = learned_tokenizer(data, family_config.vocab_size, seed)
-    params = None
-  else:
-    family_config, params, tokenizer = load.load(model_config.source)
   model = registry.language_model(
     family_config,
     dtype=model_config.dtype,
     remat=model_config.remat,
     remat_policy=model_config.remat_policy,
     scan=model_config.scan,
-    sequence=mesh_shape.sequence,
+    sequence=mesh_shape_of(config).sequence,
   )
-  if params is None:
-    params = model.init(jax.random.key(seed))
   sampling = from_dict(
     Sampling,
     {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
@@ -197,24 +209,43 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
       f"{family_config.max_positions} positions; lower data.max_tokens, data.held_out_tokens, data.prompt_tokens or "
       "rollout.max_new_tokens."
     )
-  task = tasks.load_task(data, tokenizer, rollout_tokens=sampling.max_new_tokens, seed=seed)
   return Setup(
     config=config,
     workdir=Path(workdir),
-    seed=seed,
+    seed=config["seed"],
     model=model,
     policy=make_policy(model, lora_scale=lora_config.scale),
     scorer=_make_scorer(reward_model_of(config), model, lora_config, tokenizer),
     cost_scorer=_make_cost_scorer(config, model, lora_config, tokenizer),
-    pretrained=jax.tree.map(np.asarray, params),
+    pretrained=None,
     tokenizer=tokenizer,
-    task=task,
+    task=None,
     data=data,
     dtype=model_config.dtype,
     lora=lora_config,
     sampling=sampling,
     mesh=mesh,
   )
+
+
+def mesh_shape_of(config: Mapping[str, Any]) -> MeshShape:
+  return from_dict(MeshShape, config.get("mesh", {}), where="mesh")
+
+
+def mesh_of(config: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
+  """The mesh that the config asks for, of JAX's devices unless others are given."""
+  shape = mesh_shape_of(config)
+  return sharding.make_mesh(shape.data, shape.fsdp, shape.tensor, devices)
+
+
+def family_config_of(config: Mapping[str, Any]):
+  """The model's structure, without its weights."""
+  model = from_dict(Model, config["model"], where="model")
+  if model.source != "random":
+    return load.structure(model.source)
+  if not model.random:
+    raise ValueError("model.source='random' needs model.random, the fields of a config.json.")
+  return load.family_config(dict(model.random), where="model.random")
 
 
 class RewardModel(NamedTuple):

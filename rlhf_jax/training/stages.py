@@ -6,6 +6,9 @@ how a run is resumed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +23,37 @@ from rlhf_jax.training.setup import Setup, algorithm_module
 from rlhf_jax.types import Algorithm, Beginning, Params
 
 
-def sft(setup: Setup) -> Params:
+def feedback(setup: Setup, form: str, frozen: Params) -> list[examples.Record]:
+  """What a policy learns from without writing anew: people's feedback, or its reference's scored answers."""
+  settings = from_dict(answers.Settings, setup.config.get("answers", {}), where="answers")
+  if settings.source == "human":
+    records = setup.task.feedback(form, 0)
+  else:
+    records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen))
+  return (
+    examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records
+  )
+
+
+class Doing(NamedTuple):
+  """What a stage does with what it has built: to train; or, in `plan`, to compile it and go no further."""
+
+  offline: Callable = offline.run
+  online: Callable = online.run
+  feedback: Callable = feedback
+  reference_logps: Callable = reference_logps
+
+
+TRAINING = Doing()
+
+
+def sft(setup: Setup, doing: Doing = TRAINING) -> Params:
   """Fine-tunes the pretrained model on texts; returns the whole model, float32."""
   config, settings, optim = options.stage(setup.config, "sft")
   base, trained, _ = setup.starting_point(setup.pretrained, "sft")
   width = setup.data.max_tokens
   rows = examples.pack(setup.task.sft, width)
-  state = offline.run(
+  state = doing.offline(
     setup,
     "sft",
     sft_algorithm.make(setup.policy),
@@ -40,7 +67,7 @@ def sft(setup: Setup) -> Params:
   return setup.merged(setup.pretrained, state.params["model"])
 
 
-def reward_model(setup: Setup, weights: Params) -> Params:
+def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Params:
   """Trains a reward model, or several at once, from `weights` on feedback; returns its `Scorer` parameters.
 
   Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
@@ -79,7 +106,7 @@ def reward_model(setup: Setup, weights: Params) -> Params:
     score = lambda params: sampling.score(setup, params, frozen, written, batch_size=128)
     return state.replace(extra=setup.place(ensemble.normalize(group, state.params, score)))
 
-  state = offline.run(
+  state = doing.offline(
     setup,
     "reward_model",
     algorithm._replace(init_extra=lambda params, config: ensemble.unnormalized(group)),
@@ -147,6 +174,7 @@ def policy(
   weights: Params,
   reward_params: Params | None,
   cost_params: Params | None = None,
+  doing: Doing = TRAINING,
 ) -> tuple[Params, Params]:
   """Trains the policy that `weights` start by `config.algorithm.name`; (its parameters, frozen)."""
   name = setup.config["algorithm"]["name"]
@@ -160,7 +188,7 @@ def policy(
   }
   if module.DATA == "rollouts":
     config, settings, optim = options.stage(setup.config, name)
-    params = online.run(
+    params = doing.online(
       setup,
       name,
       module,
@@ -174,9 +202,9 @@ def policy(
     return params, frozen
 
   config, settings, optim = options.stage(setup.config, name)
-  records = feedback(setup, module.DATA, frozen)
+  records = doing.feedback(setup, module.DATA, frozen)
   wanted = [answer for record in records for answer in record.answers]
-  state = offline.run(
+  state = doing.offline(
     setup,
     name,
     module.make(setup.policy),
@@ -189,19 +217,7 @@ def policy(
       lambda epoch: records,
       settings,
       setup.order(name),
-      reference_logps(setup, frozen, wanted),
+      doing.reference_logps(setup, frozen, wanted),
     ),
   )
   return state.params, frozen
-
-
-def feedback(setup: Setup, form: str, frozen: Params) -> list[examples.Record]:
-  """What a policy learns from without writing anew: people's feedback, or its reference's scored answers."""
-  settings = from_dict(answers.Settings, setup.config.get("answers", {}), where="answers")
-  if settings.source == "human":
-    records = setup.task.feedback(form, 0)
-  else:
-    records = answers.FORMS[form](answers.load_or_sample(settings, setup, frozen))
-  return (
-    examples.with_mismatched(records, setup.order("mismatched")) if form == "marks" else records
-  )

@@ -29,9 +29,12 @@ def start(setup, purpose: str, algorithm: Algorithm, tx, config, params, train_s
   """(initial state on the mesh, jitted step): the state is donated and its layout pinned."""
   state = init_state(setup.key(f"{purpose} state"), params, algorithm, tx, config)
   state = setup.place(jax.tree.map(jnp.copy, state))  # donated, so nobody else's arrays
-  layout = jax.tree.map(lambda x: x.sharding, state)
-  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
-  return state, jitted
+  return state, jitted(train_step, setup.layout(state))
+
+
+def jitted(train_step, layout):
+  """`train_step` compiled, its state donated and laid out as `layout` says."""
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
 
 
 def make_train_step(
