@@ -1,5 +1,5 @@
 # What `make bench-peers` needs: an environment for each library, and the models as folders that they read.
-# PEERS_DIR=DIR takes environments that are there: trl/, trl-1.12/ and tunix/.
+# PEERS_DIR=DIR takes environments that are there: trl/, trl-1.12/ and tunix/, each with a file `ready`.
 
 PEERS_DIR ?= .venv-peers
 PEERS := $(PEERS_DIR)/trl/ready $(PEERS_DIR)/trl-1.12/ready $(PEERS_DIR)/tunix/ready \
@@ -7,23 +7,24 @@ PEERS := $(PEERS_DIR)/trl/ready $(PEERS_DIR)/trl-1.12/ready $(PEERS_DIR)/tunix/r
 
 # The build without CUDA; on macOS say TORCH=torch==2.13.0.
 TORCH ?= torch==2.13.0+cpu
-PEER_PIP := -m pip --disable-pip-version-check install --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+PEER_PIP := bin/python -m pip --disable-pip-version-check install
 
 $(PEERS_DIR)/trl/ready:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python $(PEER_PIP) $(TORCH)
-	$(@D)/bin/python $(PEER_PIP) $(TORCH) trl==1.16.0 transformers==5.24.0 datasets accelerate
+	$(@D)/$(PEER_PIP) $(TORCH_INDEX) $(TORCH)
+	$(@D)/$(PEER_PIP) $(TORCH) trl==1.16.0 transformers==5.24.0 datasets accelerate
 	@touch $@
 
 # The last version with PPO, to be put before the other on PYTHONPATH.
 $(PEERS_DIR)/trl-1.12/ready: $(PEERS_DIR)/trl/ready
-	$(PEERS_DIR)/trl/bin/python $(PEER_PIP) --no-deps --target $(@D) trl==1.12.0
+	$(PEERS_DIR)/trl/$(PEER_PIP) --no-deps --target $(@D) trl==1.12.0
 	@touch $@
 
 $(PEERS_DIR)/tunix/ready:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python $(PEER_PIP) $(TORCH)
-	$(@D)/bin/python $(PEER_PIP) $(TORCH) google-tunix==0.1.7 jax==0.10.2 flax==0.12.8
+	$(@D)/$(PEER_PIP) $(TORCH_INDEX) $(TORCH)
+	$(@D)/$(PEER_PIP) $(TORCH) google-tunix==0.1.7 jax==0.10.2 flax==0.12.8
 	@touch $@
 
 .cache/peers/%/model.safetensors: .venv/model benchmarks/peers/make_model.py

@@ -62,16 +62,19 @@ def main() -> None:
 
 
 def sft(case: Case, clock: Clock, folder: str) -> int | None:
-  """Language modelling on whole texts. `--packing` is TRL's packing_strategy; without it rows are sorted by length."""
+  """Language modelling on whole texts. `--packing` is TRL's packing_strategy; without it rows are sorted by length.
+
+  Packed rows are as long as the longest text may be, and as many as make the tokens of the fixed set.
+  """
   ids, shape, packing = Ids(case), case.shape, case.options["packing"]
-  rows = case.rows() if packing else case.sorted_rows()
+  rows, longer = case.rows() if packing else case.sorted_rows(), 1 + case.ragged
   batch = [{"input_ids": ids(row.longest)} for rows_ in rows for row in rows_]
   config = _config(
     case,
     trl.SFTConfig,
     folder,
-    shape["batch"],
-    max_length=(1 + case.ragged) * shape["seq"],
+    shape["batch"] // longer if packing else shape["batch"],
+    max_length=longer * shape["seq"],
     **({"packing": True, "packing_strategy": packing} if packing else {}),
   )
   trainer = trl.SFTTrainer(_lm(case), config, train_dataset=_dataset(batch), **_common(case, clock))
