@@ -1,0 +1,289 @@
+"""Runs cases of the benchmark, each in a process of its own, this library beside others in turn.
+
+  python -m benchmarks.run                                          this library, all cases
+  python -m benchmarks.run --libraries=ours,trl,tunix,bare --models=S,M --dtypes=float32,bfloat16
+  python -m benchmarks.run --scaling                                this library over batch, length and size
+  python -m benchmarks.run --list                                   what would be run, and how long it took before
+
+A case is run in every library before the next case begins, and all cases once before the next round, so that a machine
+that slows down slows all alike. Results are appended to a file of JSON lines; a case that it holds already is
+skipped unless --again, so that a run that was stopped goes on where it was. `python -m benchmarks.tables` reads them.
+
+A task with an option of its script is `dpo+cached-reference` or `sft+low-memory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf_jax.cli import environment
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+SHAPES = json.loads((ROOT / "benchmarks/shapes.json").read_text(encoding="utf-8"))
+TASKS = ("sft", "rm", "dpo", "gen", "grpo", "ppo")
+# Of this library alone: options that others lack, or that no ratio is made of.
+MORE = (
+  "dpo+cached-reference",
+  "sft+low-memory",
+  "dpo+low-memory",
+  "grpo+low-memory",
+  "ppo+low-memory",
+)
+# (warm-up, timed) steps by model; of GRPO and PPO on M, whose steps take a minute elsewhere, fewer.
+STEPS = {"XS": (1, 2), "S": (2, 5), "M": (1, 3), "1B": (1, 3)}
+SLOW_STEPS = {"M": (1, 2), "1B": (1, 2)}
+
+
+class Library(NamedTuple):
+  """How a library's script is run, and what it takes."""
+
+  script: tuple[str, ...]
+  dtypes: dict[str, tuple[str, ...]]  # those of a script that count as float32, and as bfloat16
+  tasks: tuple[str, ...] = TASKS
+  ragged: tuple[str, ...] = TASKS  # tasks of the ragged set
+  least_warmup: int = 1
+  path: dict[str, str] = {}  # PYTHONPATH of a task
+
+  def takes(self, case: Case) -> bool:
+    if case.task not in (self.tasks if case.set == "fixed" else self.ragged):
+      return False
+    # Pure bfloat16 has not been TRL's best on M but where it writes, and is nobody's best in JAX on a CPU.
+    rare = case.model != "S" and case.dtype == "bfloat16" and self is not LIBRARIES["ours"]
+    return not rare or (self is LIBRARIES["trl"] and case.task in ("gen", "grpo"))
+
+
+class Case(NamedTuple):
+  """One process."""
+
+  library: str
+  task: str
+  model: str
+  dtype: str  # as the library calls it
+  set: str
+  options: tuple[str, ...] = ()
+  round: int = 0
+
+  @property
+  def key(self) -> str:
+    return " ".join(map(str, (*self[:5], *self.options, self.round)))
+
+
+def libraries(peers: Path) -> dict[str, Library]:
+  """By name; `peers` holds the environments of the others."""
+  both = {"float32": ("float32",), "bfloat16": ("bfloat16",)}
+  ours = (sys.executable, "-m")
+  return {
+    "ours": Library((*ours, "benchmarks.case"), both, least_warmup=2),
+    "trl": Library(
+      (str(peers / "trl/bin/python"), "-m", "benchmarks.peers.trl"),
+      {"float32": ("float32",), "bfloat16": ("mixed", "bfloat16")},
+      path={"ppo": str(peers / "trl-1.12")},
+    ),
+    "tunix": Library(
+      (str(peers / "tunix/bin/python"), "-m", "benchmarks.peers.tunix"),
+      both,
+      tasks=("sft", "dpo", "gen", "grpo", "ppo"),
+      ragged=("sft", "dpo"),
+    ),
+    "bare": Library(
+      (*ours, "benchmarks.peers.bare"), both, tasks=("sft", "rm", "dpo", "gen", "ppo"), ragged=()
+    ),
+  }
+
+
+LIBRARIES = libraries(ROOT / os.environ.get("PEERS_DIR", ".venv-peers"))
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = parse(argv)
+  cases = scaling() if args.scaling else matrix(args)
+  known = read(args.results)
+  wanted = [case for case in cases if args.again or not is_done(known, case)]
+  print(
+    f"{len(cases)} cases, {len(cases) - len(wanted)} of them in {args.results}", file=sys.stderr
+  )
+  if args.list:
+    for case in wanted:
+      print(case.key, known.get(case.key, {}).get("wall_s", ""))
+    return 0
+  return run_all(wanted, args.results, args.timeout, known)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  names = lambda text: tuple(filter(None, text.split(",")))
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--libraries", type=names, default=("ours",))
+  parser.add_argument("--tasks", type=names, default=TASKS)
+  parser.add_argument("--models", type=names, default=("S", "M"))
+  parser.add_argument("--dtypes", type=names, default=("float32", "bfloat16"))
+  parser.add_argument("--set", dest="sets", type=names, default=("fixed",))
+  parser.add_argument("--rounds", type=int, default=1)
+  parser.add_argument("--scaling", action="store_true")
+  parser.add_argument("--again", action="store_true", help="also what the file holds already")
+  parser.add_argument("--list", action="store_true")
+  parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a case")
+  parser.add_argument("--results", type=Path, default=RESULTS / "cpu.jsonl")
+  args = parser.parse_args(argv)
+  for name, values, known in (
+    ("libraries", args.libraries, LIBRARIES),
+    ("tasks", [task.split("+")[0] for task in args.tasks], TASKS),
+    ("models", args.models, SHAPES["models"]),
+    ("dtypes", args.dtypes, ("float32", "bfloat16")),
+    ("set", args.sets, ("fixed", "ragged")),
+  ):
+    for value in set(values) - set(known):
+      parser.error(f"--{name} has {value!r}; it takes {', '.join(known)}.")
+  return args
+
+
+def matrix(args) -> list[Case]:
+  """The cases asked for, in the order that they are run in."""
+  found = []
+  places = itertools.product(range(args.rounds), args.sets, args.models, args.tasks, args.dtypes)
+  for round_, set_, model, task, dtype in places:
+    task, *options = task.split("+")
+    for name in args.libraries:
+      for own in LIBRARIES[name].dtypes[dtype]:
+        flags = tuple(f"--{option}" for option in options)
+        case = Case(name, task, model, own, set_, flags, round_)
+        if LIBRARIES[name].takes(case):
+          found.append(case)
+  return found
+
+
+def scaling() -> list[Case]:
+  """This library's SFT over batch and length, its generation over rows, and both over the model's size."""
+  sizes = {
+    ("sft", "S"): [f"batch={b}" for b in (4, 8, 16, 32, 64)]
+    + [f"batch=8,seq={t}" for t in (64, 128, 256, 512, 1024)],
+    ("gen", "S"): [f"batch={b}" for b in (1, 4, 16, 64, 256)],
+    ("gen", "M"): [f"batch={b}" for b in (1, 4, 16, 64)],
+    ("sft", "M"): ["batch=8"],
+    ("sft", "XS"): ["batch=8,seq=128"],
+  }
+  return [
+    Case("ours", task, model, "bfloat16", "fixed", (f"--scale={scale}",))
+    for (task, model), scales in sizes.items()
+    for scale in scales
+  ]
+
+
+def command(case: Case) -> list[str]:
+  """What runs a case."""
+  warmup, steps = STEPS[case.model]
+  if case.task in ("grpo", "ppo"):
+    warmup, steps = SLOW_STEPS.get(case.model, (warmup, steps))
+  library = LIBRARIES[case.library]
+  flags = [
+    f"--dtype={case.dtype}",
+    f"--set={case.set}",
+    f"--warmup={max(warmup, library.least_warmup)}",
+    f"--steps={steps}",
+  ]
+  return [*library.script, case.task, case.model, *flags, *case.options]
+
+
+def surroundings(case: Case) -> dict[str, str]:
+  """The environment of a case: huge pages as the command line has them, the same for every library; nothing compiled before."""
+  kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+  tunables = environment.huge_pages(kept)
+  if tunables:
+    kept["GLIBC_TUNABLES"] = tunables
+  path = LIBRARIES[case.library].path.get(case.task)
+  if path:
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (path, kept.get("PYTHONPATH"))))
+  return kept
+
+
+def run_all(cases: list[Case], results: Path, timeout: float, known: dict[str, dict]) -> int:
+  """Runs `cases` and appends what came of each; returns how many failed."""
+  results.parent.mkdir(parents=True, exist_ok=True)
+  walls = {key: row["wall_s"] for key, row in known.items() if "wall_s" in row}
+  failed = 0
+  for number, case in enumerate(cases, start=1):
+    row = run_one(case, timeout)
+    walls[case.key] = row["wall_s"]
+    with open(results, "a", encoding="utf-8") as file:
+      file.write(json.dumps(row) + "\n")
+    failed += "error" in row
+    left = remaining([other.key for other in cases[number:]], walls)
+    said = row.get("error") or f"{row['median_s']:.3f} s a step"
+    print(
+      f"[{number}/{len(cases)}] {case.key}: {said} ({row['wall_s']:.0f} s; {left / 60:.0f} min left)",
+      file=sys.stderr,
+      flush=True,
+    )
+  return failed
+
+
+def remaining(keys: list[str], walls: dict[str, float]) -> float:
+  """Seconds for the cases to come: what each took before, or what cases took on average."""
+  average = sum(walls.values()) / max(len(walls), 1)
+  return sum(walls.get(key, average) for key in keys)
+
+
+def run_one(case: Case, timeout: float) -> dict:
+  """The result of a case, or its `error`; with its key, its place among the cases, and the seconds of the whole process."""
+  began = time.monotonic()
+  process = subprocess.Popen(
+    command(case),
+    cwd=ROOT,
+    env=surroundings(case),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    out, err = process.communicate(timeout=timeout)
+    row = outcome(process.returncode, out, err)
+  except subprocess.TimeoutExpired:
+    row = {"error": f"took longer than {timeout:g} s"}
+  finally:
+    if process.poll() is None:  # late, or this program is being stopped
+      os.killpg(process.pid, signal.SIGKILL)
+      process.communicate()
+  place = {"key": case.key, "case": case._asdict()}
+  return place | row | {"wall_s": round(time.monotonic() - began, 1)}
+
+
+def outcome(code: int, out: str, err: str) -> dict:
+  """The last line of a script's output as its result."""
+  last = (out.strip().splitlines() or [""])[-1]
+  try:
+    row = json.loads(last)
+  except json.JSONDecodeError:
+    row = None
+  if code == 0 and isinstance(row, dict):
+    return row
+  tail = (err.strip().splitlines() or ["it said nothing"])[-1]
+  return {"error": f"code {code}: {tail[-300:]}"}
+
+
+def read(results: Path) -> dict[str, dict]:
+  """The newest row of every key in a file of results; {} where there is none."""
+  if not results.is_file():
+    return {}
+  rows = map(json.loads, results.read_text(encoding="utf-8").splitlines())
+  return {row["key"]: row for row in rows}
+
+
+def is_done(known: dict[str, dict], case: Case) -> bool:
+  """Whether a result is there; what failed is tried again."""
+  return case.key in known and "error" not in known[case.key]
+
+
+if __name__ == "__main__":
+  sys.exit(main())
