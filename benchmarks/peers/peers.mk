@@ -10,6 +10,10 @@ TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 PEER_PIP := bin/python -m pip --disable-pip-version-check install
 
+.PHONY: bench-peers
+bench-peers: .venv/dev $(PEERS)
+	PEERS_DIR=$(PEERS_DIR) $(BIN)/python -m benchmarks.run --libraries=ours,trl,tunix,bare --set=fixed,ragged $(ARGS)
+
 $(PEERS_DIR)/trl/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/$(PEER_PIP) $(TORCH_INDEX) $(TORCH)

@@ -44,7 +44,6 @@ def main() -> None:
     attention="sdpa",
     packing="",
     threads=measure.THREADS,
-    autocast=False,
     low_memory=False,
   )
   torch.set_num_threads(case.options["threads"])
@@ -136,11 +135,10 @@ def gen(case: Case, clock: Clock, folder: str) -> None:
   sampling = transformers.GenerationConfig(
     do_sample=True, top_k=0, max_new_tokens=stop.longest, pad_token_id=PAD, eos_token_id=EOS
   )
-  precision = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "mixed")
   clock.tick()
   for rows in case.rows():
     prompts, mask = _left_padded([ids(row.prompt) for row in rows])
-    with torch.no_grad(), precision:
+    with torch.no_grad():
       model.generate(input_ids=prompts, attention_mask=mask, generation_config=sampling)
     clock.tick()
 
@@ -196,24 +194,22 @@ def ppo(case: Case, clock: Clock, folder: str) -> None:
     num_sample_generations=0,
     logging_steps=10**6,
   )
-  policy = _lm(case)
+  policy, reference, reward_model, critic = _lm(case), _lm(case), _scorer(case), _scorer(case)
   policy.generate = stop.wrap(policy.generate)
+  # TRL puts the update under autocast and leaves what comes before it in float32.
+  for module in (reference, reward_model.model, critic.model):
+    module.forward = _autocast(case)(module.forward)
   trainer = PPOTrainer(
     args=config,
     model=policy,
-    ref_model=_lm(case),
-    reward_model=_scorer(case),
-    value_model=_scorer(case),
+    ref_model=reference,
+    reward_model=reward_model,
+    value_model=critic,
     train_dataset=_dataset(prompts),
     **_common(case, clock),
   )
   trainer.log = lambda *_, **__: None
-  # TRL puts only the update under autocast; --autocast puts the frozen models and the first values there too.
-  forward = (
-    torch.autocast("cpu", torch.bfloat16) if case.options["autocast"] else contextlib.nullcontext()
-  )
-  with forward:
-    trainer.train()
+  trainer.train()
 
 
 TASKS = {"sft": sft, "rm": rm, "dpo": dpo, "gen": gen, "grpo": grpo, "ppo": ppo}
@@ -233,9 +229,13 @@ class _Ticks(transformers.TrainerCallback):
 
 
 class _StopAt(transformers.LogitsProcessor):
-  """Row i of a call of `generate` ends, by its end mark, at its own length, whatever the model would say."""
+  """Row i of a call of `generate` ends, by its end mark, at its own length, whatever the model would say.
+
+  The whole call is put under one autocast, so that weights are cast once; TRL would cast them for every token.
+  """
 
   def __init__(self, case: Case):
+    self._case = case
     self._batches = iter(case.rows())
     self.longest = max(max(row.responses) for rows in case.rows() for row in rows)
 
@@ -244,7 +244,8 @@ class _StopAt(transformers.LogitsProcessor):
       lengths = [length for row in next(self._batches) for length in row.responses]
       self._lengths, self._written = torch.tensor(lengths), 0
       processors = transformers.LogitsProcessorList([self])
-      return generate(*args, logits_processor=processors, **kwargs)
+      with _autocast(self._case):
+        return generate(*args, logits_processor=processors, **kwargs)
 
     return wrapped
 
@@ -290,6 +291,10 @@ def _common(case: Case, clock: Clock) -> dict:
 
 def _weights_dtype(case: Case) -> torch.dtype:
   return torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
+
+
+def _autocast(case: Case) -> torch.autocast:
+  return torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "mixed")
 
 
 def _attention(case: Case) -> str:

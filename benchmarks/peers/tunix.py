@@ -9,6 +9,7 @@ anew; and its sampler ends a row by an end mark alone, so that the ragged set is
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from importlib.metadata import version
@@ -42,6 +43,8 @@ def main() -> None:
     sys.exit("error: Tunix ends a row by an end mark alone, so the ragged set is sft and dpo here.")
   if case.cached_reference:
     sys.exit("error: Tunix computes the reference of DPO in each step.")
+  # Tunix lets two steps run behind the one that it prepares: a tick comes that much late, and early ones come too soon.
+  case = dataclasses.replace(case, warmup=max(case.warmup, 2))
   clock = Clock(case)
   mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   with mesh, contextlib.redirect_stdout(sys.stderr):
@@ -143,11 +146,7 @@ TASKS = {"sft": sft, "dpo": dpo, "gen": gen, "grpo": grpo, "ppo": ppo}
 
 
 class _Feed:
-  """Batches of the case's rows; a tick whenever one is asked for, and thus as the step before it ends.
-
-  Tunix lets two steps run behind the one that it prepares, so that each tick is that much late: the warm-up is to have
-  two steps or more.
-  """
+  """Batches of the case's rows; a tick whenever one is asked for, and a last one when there are no more."""
 
   def __init__(self, case: Case, clock: Clock, make):
     self._batches, self._clock, self._make = case.sorted_rows(), clock, make
