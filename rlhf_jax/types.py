@@ -48,6 +48,29 @@ class Sequences:
       response_mask=jnp.asarray(response_mask, jnp.float32) * mask,
     )
 
+  def in_groups(self, group: int) -> Shared:
+    """The answers to each prompt in one row, `group` adjacent rows of a rollout, whose prompts end where R columns remain."""
+    B, T = self.tokens.shape
+    N, R = B // group, self.asked.shape[1]
+    P, W = T - R, T - R + group * R
+
+    def joined(x):
+      x = x.reshape(N, group, T)
+      return jnp.concatenate([x[:, 0, :P], x[:, :, P:].reshape(N, group * R)], axis=1)
+
+    spread = lambda x: jnp.broadcast_to(x[None], (N, *x.shape))
+    own = jnp.arange(P, W).reshape(group, R)
+    at = jnp.concatenate([jnp.broadcast_to(jnp.arange(P)[None], (group, P)), own], axis=1)
+    rows = Sequences(
+      tokens=joined(self.tokens),
+      positions=joined(self.positions),
+      segments=joined(self.segments),
+      response_mask=joined(self.response_mask),
+      branches=spread(jnp.pad(jnp.repeat(jnp.arange(1, group + 1), R), (P, 0))),
+      asked=spread(jnp.arange(P, W)),
+    )
+    return Shared(rows, at=spread(at), fork=(P, group))
+
 
 @struct.dataclass
 class Shared:
@@ -58,6 +81,16 @@ class Shared:
 
   rows: Sequences  # [N, W]
   at: Array  # int32[N, G, T], where token t of answer g stands in its row; −1 is padding
+  # (P, G) where every row is P columns of the prompt and then G times as many of an answer: the model then
+  # looks from each answer at the prompt and itself alone, where it would else mask the other answers.
+  fork: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+
+  @property
+  def alone(self) -> Sequences:
+    """Each answer in a row of its own, [N · G, T]."""
+    flat = lambda x: self.apart(x).reshape(-1, self.at.shape[2])
+    rows = self.rows
+    return Sequences(*map(flat, (rows.tokens, rows.positions, rows.segments, rows.response_mask)))
 
   def apart(self, x: Array) -> Array:
     """What belongs to the tokens of each answer, [N, G, T, ...], of x[N, W, ...]; 0 is padding."""
@@ -149,7 +182,7 @@ class LanguageModel(NamedTuple):
 
   config: Any  # the family's frozen config: vocab_size, hidden_size, max_positions, ...
   init: Callable  # key -> params
-  hidden: Callable  # (params, tokens, positions, segments, branches=None) -> float32[B, T, D], after the final norm
+  hidden: Callable  # (params, tokens, positions, segments, branches=None, fork=None) -> float32[B, T, D], after the final norm
   unembed: Callable  # (params, hidden[..., D]) -> float32[..., V] logits; called on chunks
   q_values: Callable  # (params["q_heads"], hidden[..., D]) -> float32[H, ..., V]; called on chunks
   init_cache: Callable  # (batch, length) -> cache
@@ -254,3 +287,6 @@ class Algorithm(NamedTuple):
   loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics)
   update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as float32[] each
   per_update: Callable = as_it_is  # (batch, config) -> batch
+  # (params, frozen, batch, config, extra) -> (terms, metrics) of a batch that is learned from in a single update:
+  # what annotate() and loss() come to, from one pass. None where that saves nothing.
+  at_once: Callable | None = None

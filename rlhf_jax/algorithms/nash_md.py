@@ -69,13 +69,20 @@ def make(policy: Policy) -> Algorithm:
   """Nash-MD on `Rollout`s whose rows are in turn by the policy and by the mixture."""
   of_one = reinforce.make_by(policy, nash_md_advantages, nash_md_loss)
 
-  def annotate(params, frozen, rollout: Rollout, config, extra):
+  def compared(rollout: Rollout, config) -> Rollout:
+    """The policy's own answers, with the scores of the mixture's as baseline."""
     own, other = (jax.tree.map(lambda x, i=i: x[i::2], rollout) for i in range(2))
     mask = other.sequences.response_mask
     scores, lengths = stats.row_sum(other.rewards, mask), jnp.sum(mask, axis=-1)
     own = own.replace(baseline=reinforce.shaped_score(scores, lengths, other.truncated, config))
     if config.truncation == "mask":  # neither answer of the pair may be cut
       own = own.replace(truncated=own.truncated | other.truncated)
-    return of_one.annotate(params, frozen, own, config, extra)
+    return own
 
-  return of_one._replace(annotate=annotate)
+  def annotate(params, frozen, rollout: Rollout, config, extra):
+    return of_one.annotate(params, frozen, compared(rollout, config), config, extra)
+
+  def at_once(params, frozen, rollout: Rollout, config, extra):
+    return of_one.at_once(params, frozen, compared(rollout, config), config, extra)
+
+  return of_one._replace(annotate=annotate, at_once=at_once)

@@ -72,4 +72,5 @@ def make(policy: Policy) -> Algorithm:
     rows = jnp.arange(0, best.size, config.group)[:, None] + places
     return jax.tree.map(lambda x: x[rows.ravel()], batch), metrics
 
-  return of_all._replace(annotate=annotate)
+  # A pass over all answers is needed to know which are learned from.
+  return of_all._replace(annotate=annotate, at_once=None)

@@ -25,7 +25,16 @@ from flax import struct
 
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import importance, kl, policy_gradients, stats
-from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences, keep_extra, no_extra
+from rlhf_jax.types import (
+  Algorithm,
+  Mean,
+  Policy,
+  Rollout,
+  Sequences,
+  TokenStats,
+  keep_extra,
+  no_extra,
+)
 
 Array = jax.Array
 
@@ -38,6 +47,7 @@ CRITIC_FREE = True
 class Scored:
   """What everything that learns from scored answers can be told."""
 
+  group = 1  # answers to each prompt, in adjacent rows; an option where they are compared
   learning_rate: float = option(1e-6, above=0)
   epochs: int = option(1, at_least=1)  # passes over each batch of rollouts
   minibatches: int = option(1, at_least=1)  # optimizer steps in a pass
@@ -200,18 +210,26 @@ def make_by(
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
     seen, metrics = look(policy, params, frozen, rollout, config)
+    batch, own = prepared(seen, config, extra)
+    return batch, {**metrics, **own}
+
+  def prepared(seen: Seen, config, extra) -> tuple[Batch, dict]:
     found, own = advantages(seen, config, extra)
     weights, used = weights_of(seen, config)
     batch = Batch(
-      sequences=rollout.sequences.replace(response_mask=seen.learned),
+      sequences=seen.rollout.sequences.replace(response_mask=seen.learned),
       old_logps=seen.logps,
       ref_logps=seen.ref_logps,
       advantages=found if weights is None else found * weights,
       returns=None if value_loss is None else stats.masked(found + seen.values, seen.chosen),
     )
-    return batch, {**metrics, **own, **used}
+    return batch, {**own, **used}
 
   def of_batch(params, frozen, batch: Batch, config, extra):
+    new = policy.evaluate(params, frozen, batch.sequences, config.temperature)
+    return learned(new, batch, config)
+
+  def learned(new: TokenStats, batch: Batch, config):
     mask = batch.sequences.response_mask
     # What stands outside the mask would reach the gradient as 0 · inf.
     clean = lambda x: None if x is None else stats.masked(x, mask)
@@ -221,7 +239,6 @@ def make_by(
       advantages=clean(batch.advantages),
       returns=clean(batch.returns),
     )
-    new = policy.evaluate(params, frozen, batch.sequences, config.temperature)
     logps = stats.masked(new.logps, mask)
     terms, metrics = loss(logps, batch, config)
     if value_loss is not None:
@@ -234,16 +251,38 @@ def make_by(
     metrics["policy/approx_kl"] = stats.masked_sum(kl.kl_k3(batch.old_logps, logps), mask)
     return terms, metrics
 
-  return Algorithm(init_extra, annotate, of_batch, update_extra)
+  def at_once(params, frozen, rollout: Rollout, config, extra):
+    # The policy that wrote is the one that learns: π_old is π without its gradient.
+    new, ref, exact_kl = beside_reference(policy, params, frozen, rollout.sequences, config)
+    old = jax.lax.stop_gradient(new)
+    seen = known(rollout, old.logps, ref.logps, jax.lax.stop_gradient(exact_kl), config)
+    seen = seen._replace(values=old.values)
+    batch, own = prepared(seen, config, extra)
+    terms, metrics = learned(new, batch, config)
+    return terms, {**logged(seen), **own, **metrics}
+
+  return Algorithm(init_extra, annotate, of_batch, update_extra, at_once=at_once)
+
+
+def beside_reference(policy: Policy, params, frozen, sequences: Sequences, config: Scored):
+  """(TokenStats of the policy, those of the reference, float32[B, T] KL(policy || reference)), by one pass each.
+
+  What the answers of a group have in common is computed once.
+  """
+  compare = lambda rows: policy.compare(
+    params, frozen["reference"], frozen, rows, config.temperature
+  )
+  if config.group == 1 or sequences.asked is None:
+    return compare(sequences)
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  return jax.tree.map(flat, compare(sequences.in_groups(config.group)))
 
 
 def look(
   policy: Policy, params, frozen, rollout: Rollout, config: Scored
 ) -> tuple[Seen, dict[str, Mean]]:
   """What is known of a rollout before anything is learned from it, and what every algorithm logs of that."""
-  new, ref, exact_kl = policy.compare(
-    params, frozen["reference"], frozen, rollout.sequences, config.temperature
-  )
+  new, ref, exact_kl = beside_reference(policy, params, frozen, rollout.sequences, config)
   seen = known(rollout, new.logps, ref.logps, exact_kl, config)
   return seen._replace(values=new.values), logged(seen)
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax import sharding
-from rlhf_jax.models import products, q_heads, quantize
+from rlhf_jax.models import layers, products, q_heads, quantize
+from rlhf_jax.models.remat import rematerialized
 from rlhf_jax.types import LanguageModel, Params
 
 Array = jax.Array
@@ -89,13 +90,16 @@ def language_model(
     positions: Array,
     segments: Array,
     branches: Array | None = None,
+    fork: tuple[int, int] | None = None,
   ) -> Array:
-    """After the final norm, float32[B, T, D]."""
+    """After the final norm, float32[B, T, D]; `branches` and `fork` are those of `types.Shared`."""
     x = family.embed(params, tokens, positions)
     shared = _once(family.shared(positions))
     T = tokens.shape[1]
     mask = attention_mask(segments, segments, jnp.arange(T))
-    if branches is not None:
+    if fork is not None:
+      mask = layers.fork_mask(mask, *fork)
+    elif branches is not None:
       mask &= in_branch(branches)
     if scan:
       stacked = stack_layers(params)["layers"]

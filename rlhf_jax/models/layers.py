@@ -6,6 +6,7 @@ Everything is float32 but the inputs of matrix products, which `products` rounds
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -132,12 +133,14 @@ def merge_heads(x: Array) -> Array:
   return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array, dtype: str) -> Array:
+def attention(q: Array, k: Array, v: Array, mask: Array | ForkMask, dtype: str) -> Array:
   """softmax(q kᵀ / √C) v over the allowed keys, float32[B, H, T, C]; each of K groups shares a key head.
 
   q is [B, H, T, C], k and v are [B, K, S, C], mask is bool[B, T, S]. A query that may look nowhere
   (padding) averages everything: meaningless, but finite, so that masks can drop it.
   """
+  if isinstance(mask, ForkMask):
+    return forked_attention(q, k, v, mask, dtype)
   B, H, T, C = q.shape
   K, S = k.shape[1:3]
   q = q.reshape(B, K, H // K * T, C) * C**-0.5
@@ -145,6 +148,38 @@ def attention(q: Array, k: Array, v: Array, mask: Array, dtype: str) -> Array:
   scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
   probabilities = jax.nn.softmax(scores, axis=-1).reshape(B, K, H // K * T, S)
   return products.matmul(probabilities, v, dtype).reshape(B, H, T, C)
+
+
+class ForkMask(NamedTuple):
+  """Who sees what in rows of a prompt and G answers to it, `types.Shared.fork`."""
+
+  prompt: Array  # bool[N, P, P]
+  answers: Array  # bool[N · G, R, P + R]
+
+
+def fork_mask(mask: Array, prompt: int, count: int) -> ForkMask:
+  """The parts of `mask`, bool[N, P + G·R, P + G·R], that `forked_attention` computes: the prompt, and each answer after it."""
+  N, P, W = mask.shape[0], prompt, mask.shape[1]
+  R = (W - P) // count
+  before = mask[:, P:, :P].reshape(N * count, R, P)
+  blocks = mask[:, P:, P:].reshape(N, count, R, count, R)
+  own = jnp.stack([blocks[:, g, :, g] for g in range(count)], axis=1).reshape(N * count, R, R)
+  return ForkMask(mask[:, :P, :P], jnp.concatenate([before, own], axis=-1))
+
+
+def forked_attention(q: Array, k: Array, v: Array, mask: ForkMask, dtype: str) -> Array:
+  """`attention` in rows of a prompt and G answers, float32[N, H, P + G·R, C]: no answer's scores with another are computed."""
+  N, _, _, C = q.shape
+  P, R = mask.prompt.shape[1], mask.answers.shape[1]
+  G = mask.answers.shape[0] // N
+  apart = lambda x: jnp.swapaxes(x.reshape(N, -1, G, R, C), 1, 2).reshape(N * G, -1, R, C)
+  after = lambda x: jnp.concatenate(
+    [jnp.repeat(x[:, :, :P], G, axis=0), apart(x[:, :, P:])], axis=2
+  )
+  prompt = attention(*(x[:, :, :P] for x in (q, k, v)), mask.prompt, dtype)
+  answers = attention(apart(q[:, :, P:]), after(k), after(v), mask.answers, dtype)
+  answers = jnp.swapaxes(answers.reshape(N, G, -1, R, C), 1, 2).reshape(N, -1, G * R, C)
+  return jnp.concatenate([prompt, answers], axis=2)
 
 
 def write_cache(cache: Array, new: Array, slot: Array) -> Array:

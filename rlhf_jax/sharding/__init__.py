@@ -98,6 +98,12 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+def spreads(rows: int) -> bool:
+  """Whether so many rows of a batch divide over the mesh in scope."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or rows % data_shards(mesh) == 0
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 

@@ -80,9 +80,9 @@ def run(
   algorithm, tx, step_function = learner(setup, module, config, settings, optim)
   rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
-  collect = jax.jit(make_collect(setup, second=second))
-  prompts = setup.task.prompts
   group = group_of(config)
+  collect = jax.jit(make_collect(setup, second=second, group=group))
+  prompts = setup.task.prompts
   if replay.size(config) > 1:
     first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
     one, _ = jax.eval_shape(collect, params, rewards.frozen(frozen), *first, setup.sampling)
@@ -214,44 +214,55 @@ def _of_draw(purpose: str, draw: int) -> str:
   return f"{purpose}, draw {draw}" if draw else purpose
 
 
-def make_collect(setup: Setup, *, second: str | None = None):
+def make_collect(setup: Setup, *, second: str | None = None, group: int = 1):
   """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write, and score by the reward model.
 
   `second` says who else answers each prompt: "greedy" is the policy itself without chance, and `Rollout.baseline` is the
   score of that; "reference" is the reference policy, whose answer stands in the row after the policy's, and "mixture" the
   geometric mixture of both, `mixture_coef` of it the reference, which `collect` then takes too. Without a reward model
-  all scores are 0, for others to add theirs. With a cost model there are costs.
+  all scores are 0, for others to add theirs. With a cost model there are costs. `group` adjacent rows have a prompt in common, which
+  scorers then read once.
   """
+  beside = 2 if second in ("reference", "mixture") else 1
 
   def collect(params, frozen, tokens, mask, keys, settings, mixture_coef=None):
-    def score(sequences):
-      if frozen["reward_model"] is None:
+    def written_by(model, weights, keys, settings):
+      found = refill.write(model, weights, tokens, mask, keys, settings)
+      B, T = found.sequences.tokens.shape
+      asked = jnp.broadcast_to(jnp.arange(tokens.shape[1], T)[None], (B, T - tokens.shape[1]))
+      return found.replace(sequences=found.sequences.replace(asked=asked))
+
+    def score(scorer, params, sequences, rows_a_prompt):
+      if params is None:
         return jnp.zeros(len(sequences.tokens))
-      return setup.scorer.score(frozen["reward_model"], frozen, sequences)
+      if rows_a_prompt > 1:
+        sequences = sequences.in_groups(rows_a_prompt)
+      return scorer.score(params, frozen, sequences).ravel()
 
     weights = setup.decoding(frozen["base"], params["model"])
-    written = refill.write(setup.model, weights, tokens, mask, keys, settings)
+    written = written_by(setup.model, weights, keys, settings)
     greedy = baseline = None
     if second == "greedy":
       without_chance = dataclasses.replace(settings, greedy=True)
-      greedy = refill.write(setup.model, weights, tokens, mask, keys, without_chance).sequences
-      baseline = score(greedy)
+      greedy = written_by(setup.model, weights, keys, without_chance).sequences
+      baseline = score(setup.scorer, frozen["reward_model"], greedy, group)
     elif second in ("reference", "mixture"):
       model, others = setup.model, setup.decoding(frozen["base"], frozen["reference"]["model"])
       if second == "mixture":
         model = mixture(setup.model, mixture_coef)
         others = {"policy": weights, "reference": others}
       keys = jax.vmap(lambda key: jax.random.fold_in(key, OTHERS))(keys)
-      other = refill.write(model, others, tokens, mask, keys, settings)
+      other = written_by(model, others, keys, settings)
       written = jax.tree.map(_alternating, written, other)
     chosen = written.sequences.response_mask
+    scores = score(setup.scorer, frozen["reward_model"], written.sequences, beside * group)
     costs = None
     if frozen.get("cost_model") is not None:
-      costs = setup.cost_scorer.score(frozen["cost_model"], frozen, written.sequences)
+      costs = score(setup.cost_scorer, frozen["cost_model"], written.sequences, beside * group)
     rollout = Rollout(
       sequences=written.sequences,
       logps=written.logps,
-      rewards=returns.at_last(score(written.sequences), chosen),
+      rewards=returns.at_last(scores, chosen),
       truncated=written.truncated,
       baseline=baseline,
       greedy=greedy,

@@ -49,14 +49,15 @@ def make_train_step(
 
   The batch's rows are permuted anew in each of `epochs` passes and learned from in `minibatches`
   parts, an optimizer update each. `accumulate` splits every part once more, to save memory: the
-  gradient stays that of the whole part, since losses are kept as sum and count until the end.
+  gradient stays that of the whole part, since losses are kept as sum and count until the end. One update of the whole
+  batch at once needs a single pass where the algorithm has `at_once`.
   Metrics are dicts of `Mean`. With a `config.stop_kl` or `config.stop_ratio`, updates cease once a part's
   `policy/approx_kl` or `policy/ratio` exceeds it.
   """
 
-  def learn(state: TrainState, frozen, batch, config):
+  def learn(state: TrainState, frozen, batch, config, loss=algorithm.loss):
     batch = algorithm.per_update(batch, config)
-    gradients, metrics = _gradients(algorithm, state, frozen, batch, config, accumulate)
+    gradients, metrics = _gradients(loss, state, frozen, batch, config, accumulate)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: -config.learning_rate * u, updates)
     metrics["optim/grad_norm"] = Mean(optax.global_norm(gradients), jnp.ones(()))
@@ -95,10 +96,13 @@ def make_train_step(
     return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
   def train_step(state: TrainState, frozen, batch, config):
-    batch, metrics = algorithm.annotate(state.params, frozen, batch, config, state.extra)
     once = epochs * minibatches == 1
-    state, learned = (learn if once else learn_in_parts)(state, frozen, batch, config)
-    metrics = {**metrics, **learned}
+    if once and accumulate == 1 and algorithm.at_once is not None:
+      state, metrics = learn(state, frozen, batch, config, algorithm.at_once)
+    else:
+      batch, metrics = algorithm.annotate(state.params, frozen, batch, config, state.extra)
+      state, learned = (learn if once else learn_in_parts)(state, frozen, batch, config)
+      metrics = {**metrics, **learned}
     values = {name: mean.value for name, mean in metrics.items()}
     values["rollout/episodes"] = jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.float32)
     extra = algorithm.update_extra(state.extra, state.params, values, config)
@@ -107,15 +111,15 @@ def make_train_step(
   return train_step
 
 
-def _gradients(algorithm: Algorithm, state: TrainState, frozen, batch, config, accumulate: int):
-  def total(params, batch, counts):
-    terms, metrics = algorithm.loss(params, frozen, batch, config, state.extra)
+def _gradients(loss: Callable, state: TrainState, frozen, batch, config, accumulate: int):
+  def objective(params, batch, counts):
+    terms, metrics = loss(params, frozen, batch, config, state.extra)
     counts = counts or {name: term.count for name, term in terms.items()}
-    loss = sum(t.sum / jnp.maximum(counts[name], 1e-8) for name, t in terms.items())
+    total = sum(t.sum / jnp.maximum(counts[name], 1e-8) for name, t in terms.items())
     losses = {f"loss/{name}": term for name, term in terms.items()}
-    return loss, {**losses, **metrics}
+    return total, {**losses, **metrics}
 
-  gradient = jax.grad(total, has_aux=True)
+  gradient = jax.grad(objective, has_aux=True)
   if accumulate == 1:
     gradients, metrics = gradient(state.params, batch, None)
   else:
@@ -123,7 +127,7 @@ def _gradients(algorithm: Algorithm, state: TrainState, frozen, batch, config, a
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def counts_of(part):  # depends on masks alone: the compiler drops the model from this pass
-      terms, _ = algorithm.loss(state.params, frozen, part, config, state.extra)
+      terms, _ = loss(state.params, frozen, part, config, state.extra)
       return {name: term.count for name, term in terms.items()}
 
     counts = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(counts_of, micro))

@@ -143,16 +143,17 @@ class Sweep:
       algorithm, tx, step = online.learner(self.setup, module, algorithm_config, settings, optim)
       self._made[structure] = Programs(
         lambda key, params, config: init_state(key, params, algorithm, tx, config),
-        self._collect(getattr(module, "SECOND", None)),
+        self._collect(getattr(module, "SECOND", None), online.group_of(algorithm_config)),
         jax.jit(jax.vmap(step, in_axes=(0, None, 0, None)), donate_argnums=0),
       )
     return self._made[structure]
 
-  def _collect(self, second: str | None) -> Callable:
-    if second not in self._made:
-      collect = online.make_collect(self.setup, second=second)
-      self._made[second] = jax.jit(jax.vmap(collect, in_axes=(0, None, 0, 0, 0, None, None)))
-    return self._made[second]
+  def _collect(self, second: str | None, group: int) -> Callable:
+    if (second, group) not in self._made:
+      collect = online.make_collect(self.setup, second=second, group=group)
+      mapped = jax.vmap(collect, in_axes=(0, None, 0, 0, 0, None, None))
+      self._made[second, group] = jax.jit(mapped)
+    return self._made[second, group]
 
 
 def ablate(
