@@ -21,6 +21,7 @@ from flax import struct
 from rlhf_jax import sharding
 from rlhf_jax.models import layers, products, q_heads, quantize
 from rlhf_jax.models.remat import rematerialized
+from rlhf_jax.models.remat import rematerialized
 from rlhf_jax.types import LanguageModel, Params
 
 Array = jax.Array
@@ -65,7 +66,7 @@ def language_model(
     return block(weights, x, shared, mask)[0]
 
   if remat:
-    learn = jax.checkpoint(learn, policy=getattr(jax.checkpoint_policies, remat_policy))
+    learn = rematerialized(learn, remat_policy)
 
   def final_norm(params, x):
     return family.norm.apply({"params": params["final_norm"]}, x)

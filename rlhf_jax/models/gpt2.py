@@ -13,8 +13,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
-from rlhf_jax.models import decoder, hf_config, layers
+from rlhf_jax.models import decoder, hf_config, layers, remat
 from rlhf_jax.sharding import constrain
 
 Array = jax.Array
@@ -103,6 +104,7 @@ class Attention(nn.Module):
       past_k, past_v, slot = cache
       k, v = layers.write_cache(past_k, k, slot), layers.write_cache(past_v, v, slot)
     y = layers.merge_heads(layers.attention(q, k, v, mask, self.dtype))
+    y = checkpoint_name(y, remat.ATTENTION)
     return dense("o")(y), (k, v)
 
 
@@ -132,7 +134,7 @@ class Block(nn.Module):
     attended, cache = Attention(self.config, self.dtype, name="attention")(
       norm("attention_norm")(x), mask, cache
     )
-    x = x + attended
+    x = checkpoint_name(x + attended, remat.RESIDUAL)
     x = x + MLP(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
     return x, cache
 

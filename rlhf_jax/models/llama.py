@@ -12,8 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
-from rlhf_jax.models import decoder, hf_config, layers
+from rlhf_jax.models import decoder, hf_config, layers, remat
 from rlhf_jax.sharding import constrain
 
 Array = jax.Array
@@ -188,6 +189,7 @@ class Attention(nn.Module):
       past_k, past_v, slot = cache
       k, v = layers.write_cache(past_k, k, slot), layers.write_cache(past_v, v, slot)
     y = layers.merge_heads(layers.attention(q, k, v, mask, self.dtype))
+    y = checkpoint_name(y, remat.ATTENTION)
     o = layers.Dense(c.hidden_size, self.dtype, c.o_bias, c.initializer_range, name="o")
     return o(y), (k, v)
 
@@ -219,7 +221,7 @@ class Block(nn.Module):
     attended, cache = Attention(self.config, self.dtype, name="attention")(
       norm("attention_norm")(x), tables, mask, cache
     )
-    x = x + attended
+    x = checkpoint_name(x + attended, remat.RESIDUAL)
     x = x + MLP(self.config, self.dtype, name="mlp")(norm("mlp_norm")(x))
     return x, cache
 

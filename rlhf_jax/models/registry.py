@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from rlhf_jax.models import decoder, gpt2, llama, products, q_heads, quantize
+from rlhf_jax.models.remat import POLICIES
 from rlhf_jax.types import LanguageModel
 
 CONFIGS = {
@@ -40,14 +39,14 @@ def language_model(
 
   `dtype` is that of the inputs of matrix products, "float32" or "bfloat16"; their outputs and all
   else are float32. `remat` recomputes each block in the backward pass, but for what
-  `remat_policy`, a name in `jax.checkpoint_policies`, lets it keep. `scan` runs the layers as a
+  `remat_policy`, a name in `remat.POLICIES`, lets it keep. `scan` runs the layers as a
   loop over stacked weights: it compiles faster, and copies the weights when given a canonical tree.
   `sequence` spreads what is between blocks over the mesh along time, too.
   """
   if dtype not in products.COMPUTE_DTYPES:
     raise ValueError(f"dtype={dtype!r} is not one of {', '.join(products.COMPUTE_DTYPES)}.")
-  if remat and not hasattr(jax.checkpoint_policies, remat_policy):
-    raise ValueError(f"remat_policy={remat_policy!r} is not a name in jax.checkpoint_policies.")
+  if remat_policy not in POLICIES:
+    raise ValueError(f"remat_policy={remat_policy!r} is not one of {', '.join(POLICIES)}.")
   family = FAMILIES[type(config)].family(config, dtype)
   return decoder.language_model(
     family, dtype=dtype, remat=remat, remat_policy=remat_policy, scan=scan, sequence=sequence

@@ -19,6 +19,7 @@ from rlhf_jax.data import tasks, tokenize
 from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, quantize, registry
 from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
+from rlhf_jax.models.remat import POLICIES
 from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.sharding import processes
@@ -40,7 +41,7 @@ class Model:
   random: Mapping | None = None
   dtype: str = option("float32", choices=products.COMPUTE_DTYPES)
   remat: bool = False  # recompute each block in the backward pass, but for what the policy keeps
-  remat_policy: str = "nothing_saveable"  # a name in jax.checkpoint_policies
+  remat_policy: str = option("nothing_saveable", choices=tuple(POLICIES))
   scan: bool = False
 
 
