@@ -21,7 +21,6 @@ from flax import struct
 from rlhf_jax import sharding
 from rlhf_jax.models import layers, products, q_heads, quantize
 from rlhf_jax.models.remat import rematerialized
-from rlhf_jax.models.remat import rematerialized
 from rlhf_jax.types import LanguageModel, Params
 
 Array = jax.Array
