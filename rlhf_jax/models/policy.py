@@ -44,8 +44,8 @@ def make_policy(
 
   `critic` says where values come from: "shared" is `params["value_head"]` on the policy's own
   trunk, "separate" is `params["critic"]`, a trunk and head of its own. Parameters without the head,
-  such as the reference's, get values None. `chunk` is how many tokens' logits are alive at once, by
-  default what suits the backend.
+  such as the reference's, get values None. `chunk` is how many tokens' logits are alive at once on each
+  device, by default what suits it.
   """
   if critic not in CRITICS:
     raise ValueError(f"critic={critic!r} is not one of {', '.join(CRITICS)}.")
@@ -54,7 +54,7 @@ def make_policy(
     return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), seen)
 
   def wanted(rows: Sequences) -> dict:
-    return {"branches": rows.branches, "asked": rows.asked, "chunk": chunk}
+    return {"branches": rows.branches, "asked": rows.asked, "chunk": _together(chunk)}
 
   def values(params, frozen, seen: _Seen, hidden) -> Array | None:
     if critic == "shared" and "value_head" in params:
@@ -118,7 +118,7 @@ def make_policy(
       sequences.tokens,
       sequences.segments,
       [view(tree, frozen, temperature) for tree in trees],
-      chunk=chunk,
+      chunk=_together(chunk),
     )
 
   return Policy(evaluate, compare, over_vocabulary)
@@ -245,6 +245,14 @@ def _seen(sequences: Sequences | Shared) -> _Seen:
   rows = sequences.rows
   last = jnp.max(jnp.where(sequences.apart(rows.segments) > 0, sequences.at, 0), axis=2)
   return _Seen(rows, lambda tree: jax.tree.map(sequences.apart, tree), at(last), sequences.fork)
+
+
+def _together(chunk: int | None) -> int:
+  """Tokens whose logits are alive at once, of all devices: with fewer, each would multiply thin slices and fetch the matrix anew for each."""
+  if chunk is None:
+    on_cpu = sharding.platform() == "cpu"
+    chunk = logprobs.CHUNK if on_cpu else logprobs.CHUNK_ON_ACCELERATORS
+  return chunk * sharding.shards_in_scope()
 
 
 def _trunk(model, lora_scale, adapter, base, seen: _Seen):

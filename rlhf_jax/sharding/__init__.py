@@ -91,6 +91,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, mesh))
 
 
+def shards_in_scope() -> int:
+  """Over how many devices of the mesh in scope the rows of a batch are spread; 1 where there is none."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else data_shards(mesh)
+
+
 def platform() -> str:
   """Of the devices that are computed for: "cpu", "gpu" or "tpu", by the mesh in scope where there is one."""
   mesh = jax.sharding.get_abstract_mesh()
