@@ -20,6 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
+
 ATTENTION, RESIDUAL = "attention", "residual"  # what blocks name
 
 _jax = jax.checkpoint_policies
@@ -43,7 +45,8 @@ POLICIES = {
 def rematerialized(block: Callable, policy: str) -> Callable:
   """`block(weights, x, *others) -> x`, which keeps what `policy` says; `others` get no gradient."""
   block = jax.checkpoint(block, policy=POLICIES[policy])
-  return _again_on_a_cpu(block) if jax.default_backend() == "cpu" else block
+  on_cpu = _again_on_a_cpu(block)
+  return lambda *inputs: (on_cpu if sharding.platform() == "cpu" else block)(*inputs)
 
 
 def _again_on_a_cpu(block: Callable) -> Callable:
