@@ -84,6 +84,7 @@ def result(case: workload.Case, clock: gauge.Clock) -> dict:
     "options": {
       "cached_reference": case.cached_reference,
       "low_memory": case.low_memory,
+      "scale": case.scale,
       "config": list(case.config),
       "hugetlb": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
     },
@@ -102,10 +103,12 @@ def result(case: workload.Case, clock: gauge.Clock) -> dict:
     "flop_per_s": round(flop_per_s),
     "share_of_peak": _share(flop_per_s, peaks.get(case.dtype)),
   }
+  if not case.ragged:
+    line["bytes"] = round(cost.bytes_moved(case))
   if case.task == "gen" and not case.ragged:
-    moved = cost.decode_bytes(case) * cost.decode_steps(case)
+    # The prompt's pass counts as the step that it yields a token for.
     line["bytes_per_step"] = round(cost.decode_bytes(case))
-    line["share_of_bandwidth"] = _share(moved * len(times) / seconds, peaks.get("bandwidth"))
+    line["share_of_bandwidth"] = _share(line["bytes"] / median, peaks.get("bandwidth"))
   return line | {
     "other_cores": round(clock.other_cores, 2),
     "machine": gauge.machine(),

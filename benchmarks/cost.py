@@ -1,4 +1,4 @@
-"""What a case has to compute and to move, by the model's shape: the model FLOPs and the bytes of a decoding step.
+"""What a case has to compute and to move, by the model's shape: its FLOPs, and the least bytes.
 
 A multiplication and an addition are 2 FLOPs. Only matrix products count. With N weights in the layers' matrices, a forward
 pass over a row of T tokens, `scored` of which have their log-probability asked for, takes
@@ -15,15 +15,22 @@ it as more FLOP/s. The cases:
   gen    1 forward, responses scored
   ppo    gen; reward model 1; policy and reference 1 each, responses scored; critic 1; then epochs of 3 each for policy
          and critic
-  grpo   gen; policy and reference 1 each, responses scored; then 3 for the policy
+  grpo   gen; reference 1, responses scored; then 3 for the policy, whose first pass says what its old log-probabilities are
+
+The least bytes are those of weights and optimizer state, and of the cache in decoding; activations are left out, which a
+machine with enough cache need not move. A pass of frozen weights reads them once. An update reads float32 weights forward and
+backward, writes and reads gradients, reads and writes two moments, and writes the weights: 9 times 4 bytes a weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from benchmarks import ragged
 from benchmarks.ragged import Row
 from benchmarks.workload import Case
+
+SIZES = {"float32": 4, "bfloat16": 2}  # bytes
 
 
 def flops(case: Case, rows: Iterable[Row]) -> float:
@@ -44,7 +51,7 @@ def _of_answer(case: Case, prompt: int, response: int) -> float:
   if case.task == "gen":
     return scored
   if case.task == "grpo":
-    return scored + 2 * scored + 3 * scored
+    return scored + scored + 3 * scored
   epochs = case.shape["epochs"]
   return scored + plain + 2 * scored + plain + epochs * 3 * (scored + plain)
 
@@ -62,17 +69,28 @@ def layer_weights(a: dict) -> int:
   return a["layers"] * (attention + 3 * a["d"] * a["ffn"])
 
 
+def bytes_moved(case: Case) -> float:
+  """The least that a step of the fixed set moves."""
+  a = case.architecture
+  W, size = layer_weights(a) + a["d"] * a["vocab"], SIZES[case.dtype]
+  update, frozen = 36 * W, size * W
+  written = decode_bytes(case) * case.shape["new"] if case.writes else 0
+  if case.task == "gen":
+    return written
+  if case.task == "grpo":
+    return written + frozen + update
+  if case.task == "ppo":
+    return written + 4 * frozen + case.shape["epochs"] * case.shape["minibatches"] * 2 * update
+  with_reference = case.task == "dpo" and not case.cached_reference
+  return update + (frozen if with_reference else 0)
+
+
 def decode_bytes(case: Case) -> float:
   """Bytes that a decoding step has to read: every weight once, and the keys and values so far, on average."""
   a, shape = case.architecture, case.shape
-  size = {"float32": 4, "bfloat16": 2}[case.dtype]
   weights = layer_weights(a) + a["d"] * a["vocab"]
+  rows = ragged.per_step(case.task, shape) * shape.get("group", 1)
   context = shape["prompt"] + shape["new"] / 2
   channels = a["d"] // a["heads"]
-  cache = 2 * a["layers"] * a["kv_heads"] * channels * context * shape["batch"]
-  return size * (weights + cache)
-
-
-def decode_steps(case: Case) -> int:
-  """Of one batch; the prompt's pass, which comes first, is counted as the step that it yields a token for."""
-  return case.shape["new"]
+  cache = 2 * a["layers"] * a["kv_heads"] * channels * context * rows
+  return SIZES[case.dtype] * (weights + cache)

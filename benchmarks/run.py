@@ -53,13 +53,14 @@ class Library(NamedTuple):
   ragged: tuple[str, ...] = TASKS  # tasks of the ragged set
   least_warmup: int = 1
   path: dict[str, str] = {}  # PYTHONPATH of a task
+  # On models larger than S, of a dtype the tasks in which it may be the best; each of its own takes as long as the others.
+  on_large: dict[str, tuple[str, ...]] = {}
 
   def takes(self, case: Case) -> bool:
-    if case.task not in (self.tasks if case.set == "fixed" else self.ragged):
-      return False
-    # Pure bfloat16 has not been TRL's best on M but where it writes, and is nobody's best in JAX on a CPU.
-    rare = case.model != "S" and case.dtype == "bfloat16" and self is not LIBRARIES["ours"]
-    return not rare or (self is LIBRARIES["trl"] and case.task in ("gen", "grpo"))
+    tasks = self.tasks if case.set == "fixed" else self.ragged
+    if case.model not in ("XS", "S"):
+      tasks = set(tasks) & set(self.on_large.get(case.dtype, TASKS))
+    return case.task in tasks
 
 
 class Case(NamedTuple):
@@ -88,12 +89,14 @@ def libraries(peers: Path) -> dict[str, Library]:
       (str(peers / "trl/bin/python"), "-m", "benchmarks.peers.trl"),
       {"float32": ("float32",), "bfloat16": ("mixed", "bfloat16")},
       path={"ppo": str(peers / "trl-1.12")},
+      on_large={"bfloat16": ("gen", "grpo")},
     ),
     "tunix": Library(
       (str(peers / "tunix/bin/python"), "-m", "benchmarks.peers.tunix"),
       both,
       tasks=("sft", "dpo", "gen", "grpo", "ppo"),
       ragged=("sft", "dpo"),
+      on_large={"bfloat16": ()},
     ),
     "bare": Library(
       (*ours, "benchmarks.peers.bare"), both, tasks=("sft", "rm", "dpo", "gen", "ppo"), ragged=()

@@ -52,6 +52,7 @@ class Case(NamedTuple):
   shape: dict
   cached_reference: bool
   low_memory: bool
+  scale: str  # sizes other than the table's
   config: tuple[str, ...]  # options of the library, NAME=VALUE
 
   @property
@@ -96,6 +97,7 @@ def case(
     shape=shape,
     cached_reference=cached_reference,
     low_memory=low_memory,
+    scale=scale,
     config=config,
   )
 
