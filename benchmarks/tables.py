@@ -29,11 +29,12 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--page", type=Path, default=PAGE)
   args = parser.parse_args(argv)
   timings, products = Timings(read(args.results)), read(args.machine)
-  text = filled(args.page.read_text(encoding="utf-8"), tables(timings, products))
-  args.page.write_text(text, encoding="utf-8")
-
-  for path in charts.draw(timings, products, args.page.parent):
-    print(path)
+  drawn = dict(charts.draw(timings, products, args.page))
+  found = tables(timings, products) | {
+    kind: f"![{plot.shows}]({drawn[kind].name})" if kind in drawn else NOTHING
+    for kind, plot in charts.PLOTS.items()
+  }
+  args.page.write_text(filled(args.page.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 def filled(page: str, found: dict[str, str]) -> str:
