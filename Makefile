@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Nothing is downloaded when programs run.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help quickstart tiny test test-slow lint clean
+.PHONY: help quickstart tiny test test-slow lint bench bench-gpu clean
 
 help:
 	@echo "make quickstart  human star labels -> reward model -> SmolLM2 aligned with PPO, in runs/quickstart"
@@ -15,6 +15,8 @@ help:
 	@echo "make test        all tests but those that take minutes each"
 	@echo "make test-slow   those"
 	@echo "make lint        style"
+	@echo "make bench       the benchmark of this library, into docs/performance.md; about half an hour"
+	@echo "make bench-gpu   the benchmark at the shapes of a GPU, or at small ones without"
 	@echo "make bench-peers the benchmark beside TRL, Tunix and a bare JAX loop, in their own environments"
 	@echo "make clean       removes .venv and caches; runs/ stays"
 	@echo "Another Python: make test PYTHON=python3.12"
@@ -37,6 +39,20 @@ test-slow: .venv/dev .venv/model
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# A case that benchmarks/results holds is skipped; ARGS=--again measures all anew, ARGS=--list says what is left to do.
+BENCH := $(BIN)/python -m benchmarks.run
+
+bench: .venv/dev .venv/model benchmarks/results/machine.jsonl
+	-$(BENCH) --set=fixed,ragged $(ARGS)
+	-$(BENCH) --more --scaling $(ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+bench-gpu: .venv/dev .venv/model benchmarks/results/machine.jsonl
+	$(BENCH) --gpu $(ARGS)
+
+benchmarks/results/machine.jsonl:
+	$(BIN)/python -m benchmarks.machine --write
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info

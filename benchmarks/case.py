@@ -29,6 +29,7 @@ import jax
 
 import rlhf_jax
 from benchmarks import cost, gauge, workload
+from benchmarks.cases import SHAPES, TASKS, Case
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,10 +42,10 @@ def main(argv: list[str] | None = None) -> None:
   print(json.dumps(result(case, clock)), flush=True)
 
 
-def parse(argv: list[str] | None) -> workload.Case:
+def parse(argv: list[str] | None) -> Case:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("task", choices=workload.TASKS)
-  parser.add_argument("model", choices=tuple(workload.SHAPES["models"]))
+  parser.add_argument("task", choices=TASKS)
+  parser.add_argument("model", choices=tuple(SHAPES["models"]))
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--set", choices=("fixed", "ragged"), default="fixed")
   parser.add_argument("--warmup", type=int, help="steps before those that are timed")
@@ -64,7 +65,7 @@ def parse(argv: list[str] | None) -> workload.Case:
     parser.error(str(error))
 
 
-def result(case: workload.Case, clock: gauge.Clock) -> dict:
+def result(case: Case, clock: gauge.Clock) -> dict:
   """The JSON line of a case that was run."""
   times = clock.times
   median = statistics.median(times)

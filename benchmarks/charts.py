@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import cost
+from benchmarks.cases import SHAPES
 from benchmarks.timings import BARE, OURS, TARGETS, TASKS, Timing, Timings
-from benchmarks.workload import SHAPES
 from rlhf_jax.report.picture import COLORS, GRID, INK, MUTED, heading, style
 
 DTYPES = {"float32": COLORS[0], "bfloat16": COLORS[1]}

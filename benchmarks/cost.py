@@ -27,8 +27,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks import ragged
+from benchmarks.cases import Case
 from benchmarks.ragged import Row
-from benchmarks.workload import Case
 
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import gauge
-from benchmarks.workload import SHAPES
+from benchmarks.cases import SHAPES
 from rlhf_jax.models import products
 
 TOKENS = {"cpu": 1024}  # of a training step; elsewhere:

@@ -2,7 +2,7 @@
 
   python -m benchmarks.run                                          this library, all cases
   python -m benchmarks.run --libraries=ours,trl,tunix,bare --models=S,M --dtypes=float32,bfloat16
-  python -m benchmarks.run --scaling                                this library over batch, length and size
+  python -m benchmarks.run --more --scaling                         its low-memory setting, and its cost over size
   python -m benchmarks.run --list                                   what would be run, and how long it took before
 
 A case is run in every library before the next case begins, and all cases once before the next round, so that a machine
@@ -25,13 +25,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.cases import SHAPES, TASKS
 from rlhf_jax.cli import environment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-SHAPES = json.loads((ROOT / "benchmarks/shapes.json").read_text(encoding="utf-8"))
-TASKS = ("sft", "rm", "dpo", "gen", "grpo", "ppo")
-# Of this library alone: options that others lack, or that no ratio is made of.
 MORE = (
   "dpo+cached-reference",
   "sft+low-memory",
@@ -56,15 +54,15 @@ class Library(NamedTuple):
   # On models larger than S, of a dtype the tasks in which it may be the best; each of its own takes as long as the others.
   on_large: dict[str, tuple[str, ...]] = {}
 
-  def takes(self, case: Case) -> bool:
-    tasks = self.tasks if case.set == "fixed" else self.ragged
-    if case.model not in ("XS", "S"):
-      tasks = set(tasks) & set(self.on_large.get(case.dtype, TASKS))
-    return case.task in tasks
+  def takes(self, job: Job) -> bool:
+    tasks = self.tasks if job.set == "fixed" else self.ragged
+    if job.model not in ("XS", "S"):
+      tasks = set(tasks) & set(self.on_large.get(job.dtype, TASKS))
+    return job.task in tasks
 
 
-class Case(NamedTuple):
-  """One process."""
+class Job(NamedTuple):
+  """A case in one library: one process."""
 
   library: str
   task: str
@@ -109,15 +107,15 @@ LIBRARIES = libraries(ROOT / os.environ.get("PEERS_DIR", ".venv-peers"))
 
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
-  cases = scaling() if args.scaling else matrix(args)
+  cases = [*(more() if args.more else ()), *(scaling() if args.scaling else ())] or matrix(args)
   known = read(args.results)
-  wanted = [case for case in cases if args.again or not is_done(known, case)]
+  wanted = [job for job in cases if args.again or not is_done(known, job)]
   print(
     f"{len(cases)} cases, {len(cases) - len(wanted)} of them in {args.results}", file=sys.stderr
   )
   if args.list:
-    for case in wanted:
-      print(case.key, known.get(case.key, {}).get("wall_s", ""))
+    for job in wanted:
+      print(job.key, known.get(job.key, {}).get("wall_s", ""))
     return 0
   return run_all(wanted, args.results, args.timeout, known)
 
@@ -129,16 +127,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--libraries", type=names, default=("ours",))
   parser.add_argument("--tasks", type=names, default=TASKS)
-  parser.add_argument("--models", type=names, default=("S", "M"))
-  parser.add_argument("--dtypes", type=names, default=("float32", "bfloat16"))
+  parser.add_argument("--models", type=names, help="S,M unless --gpu")
+  parser.add_argument("--dtypes", type=names, help="float32,bfloat16 unless --gpu")
   parser.add_argument("--set", dest="sets", type=names, default=("fixed",))
   parser.add_argument("--rounds", type=int, default=1)
-  parser.add_argument("--scaling", action="store_true")
+  parser.add_argument("--more", action="store_true", help="this library's own options instead")
+  parser.add_argument("--scaling", action="store_true", help="this library at other sizes instead")
+  parser.add_argument("--gpu", action="store_true", help="M and 1B in bfloat16; without a GPU, XS")
   parser.add_argument("--again", action="store_true", help="also what the file holds already")
   parser.add_argument("--list", action="store_true")
   parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a case")
-  parser.add_argument("--results", type=Path, default=RESULTS / "cpu.jsonl")
+  parser.add_argument("--results", type=Path, help="benchmarks/results/cpu.jsonl or gpu.jsonl")
   args = parser.parse_args(argv)
+  there = any(map(os.path.exists, environment.ACCELERATORS))
+  args.models = args.models or ((("M", "1B") if there else ("XS",)) if args.gpu else ("S", "M"))
+  args.dtypes = args.dtypes or (("bfloat16",) if args.gpu else ("float32", "bfloat16"))
+  args.results = args.results or RESULTS / ("gpu.jsonl" if args.gpu else "cpu.jsonl")
   for name, values, known in (
     ("libraries", args.libraries, LIBRARIES),
     ("tasks", [task.split("+")[0] for task in args.tasks], TASKS),
@@ -151,7 +155,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   return args
 
 
-def matrix(args) -> list[Case]:
+def matrix(args) -> list[Job]:
   """The cases asked for, in the order that they are run in."""
   found = []
   places = itertools.product(range(args.rounds), args.sets, args.models, args.tasks, args.dtypes)
@@ -160,13 +164,22 @@ def matrix(args) -> list[Case]:
     for name in args.libraries:
       for own in LIBRARIES[name].dtypes[dtype]:
         flags = tuple(f"--{option}" for option in options)
-        case = Case(name, task, model, own, set_, flags, round_)
-        if LIBRARIES[name].takes(case):
-          found.append(case)
+        job = Job(name, task, model, own, set_, flags, round_)
+        if LIBRARIES[name].takes(job):
+          found.append(job)
   return found
 
 
-def scaling() -> list[Case]:
+def more() -> list[Job]:
+  """This library with options that others lack, or that no ratio is made of."""
+  return [
+    Job("ours", task, model, "bfloat16", "fixed", tuple(f"--{option}" for option in options))
+    for model in ("S", "M")
+    for task, *options in (name.split("+") for name in MORE)
+  ]
+
+
+def scaling() -> list[Job]:
   """This library's SFT over batch and length, its generation over rows, and both over the model's size."""
   sizes = {
     ("sft", "S"): [f"batch={b}" for b in (4, 8, 16, 32, 64)]
@@ -177,54 +190,54 @@ def scaling() -> list[Case]:
     ("sft", "XS"): ["batch=8,seq=128"],
   }
   return [
-    Case("ours", task, model, "bfloat16", "fixed", (f"--scale={scale}",))
+    Job("ours", task, model, "bfloat16", "fixed", (f"--scale={scale}",))
     for (task, model), scales in sizes.items()
     for scale in scales
   ]
 
 
-def command(case: Case) -> list[str]:
-  """What runs a case."""
-  warmup, steps = STEPS[case.model]
-  if case.task in ("grpo", "ppo"):
-    warmup, steps = SLOW_STEPS.get(case.model, (warmup, steps))
-  library = LIBRARIES[case.library]
+def command(job: Job) -> list[str]:
+  """The command line of a job."""
+  warmup, steps = STEPS[job.model]
+  if job.task in ("grpo", "ppo"):
+    warmup, steps = SLOW_STEPS.get(job.model, (warmup, steps))
+  library = LIBRARIES[job.library]
   flags = [
-    f"--dtype={case.dtype}",
-    f"--set={case.set}",
+    f"--dtype={job.dtype}",
+    f"--set={job.set}",
     f"--warmup={max(warmup, library.least_warmup)}",
     f"--steps={steps}",
   ]
-  return [*library.script, case.task, case.model, *flags, *case.options]
+  return [*library.script, job.task, job.model, *flags, *job.options]
 
 
-def surroundings(case: Case) -> dict[str, str]:
-  """The environment of a case: huge pages as the command line has them, the same for every library; nothing compiled before."""
+def surroundings(job: Job) -> dict[str, str]:
+  """Its environment: huge pages as the command line has them, the same for every library; nothing compiled before."""
   kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
   tunables = environment.huge_pages(kept)
   if tunables:
     kept["GLIBC_TUNABLES"] = tunables
-  path = LIBRARIES[case.library].path.get(case.task)
+  path = LIBRARIES[job.library].path.get(job.task)
   if path:
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (path, kept.get("PYTHONPATH"))))
   return kept
 
 
-def run_all(cases: list[Case], results: Path, timeout: float, known: dict[str, dict]) -> int:
-  """Runs `cases` and appends what came of each; returns how many failed."""
+def run_all(jobs: list[Job], results: Path, timeout: float, known: dict[str, dict]) -> int:
+  """Runs `jobs` one after another and appends what came of each; returns how many failed."""
   results.parent.mkdir(parents=True, exist_ok=True)
   walls = {key: row["wall_s"] for key, row in known.items() if "wall_s" in row}
   failed = 0
-  for number, case in enumerate(cases, start=1):
-    row = run_one(case, timeout)
-    walls[case.key] = row["wall_s"]
+  for number, job in enumerate(jobs, start=1):
+    row = run_one(job, timeout)
+    walls[job.key] = row["wall_s"]
     with open(results, "a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
     failed += "error" in row
-    left = remaining([other.key for other in cases[number:]], walls)
+    left = remaining([other.key for other in jobs[number:]], walls)
     said = row.get("error") or f"{row['median_s']:.3f} s a step"
     print(
-      f"[{number}/{len(cases)}] {case.key}: {said} ({row['wall_s']:.0f} s; {left / 60:.0f} min left)",
+      f"[{number}/{len(jobs)}] {job.key}: {said} ({row['wall_s']:.0f} s; {left / 60:.0f} min left)",
       file=sys.stderr,
       flush=True,
     )
@@ -237,13 +250,13 @@ def remaining(keys: list[str], walls: dict[str, float]) -> float:
   return sum(walls.get(key, average) for key in keys)
 
 
-def run_one(case: Case, timeout: float) -> dict:
-  """The result of a case, or its `error`; with its key, its place among the cases, and the seconds of the whole process."""
+def run_one(job: Job, timeout: float) -> dict:
+  """The result of one case, or its `error`; with its key, its place among the cases, and the seconds of the whole process."""
   began = time.monotonic()
   process = subprocess.Popen(
-    command(case),
+    command(job),
     cwd=ROOT,
-    env=surroundings(case),
+    env=surroundings(job),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -258,7 +271,7 @@ def run_one(case: Case, timeout: float) -> dict:
     if process.poll() is None:  # late, or this program is being stopped
       os.killpg(process.pid, signal.SIGKILL)
       process.communicate()
-  place = {"key": case.key, "case": case._asdict()}
+  place = {"key": job.key, "case": job._asdict()}
   return place | row | {"wall_s": round(time.monotonic() - began, 1)}
 
 
@@ -283,9 +296,9 @@ def read(results: Path) -> dict[str, dict]:
   return {row["key"]: row for row in rows}
 
 
-def is_done(known: dict[str, dict], case: Case) -> bool:
+def is_done(known: dict[str, dict], job: Job) -> bool:
   """Whether a result is there; what failed is tried again."""
-  return case.key in known and "error" not in known[case.key]
+  return job.key in known and "error" not in known[job.key]
 
 
 if __name__ == "__main__":

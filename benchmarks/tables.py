@@ -175,6 +175,8 @@ def kinds_of_product(products: list[dict]) -> str:
 
 def shortfalls(timings: Timings) -> str:
   """Where a ratio or a memory is not what it should be."""
+  if not timings.all:
+    return NOTHING
   found = []
   for model, task in _places(timings):
     must, aim = TARGETS[task]

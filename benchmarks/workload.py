@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import math
 import random
 import re
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -23,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import ragged
+from benchmarks.cases import SHAPES, Case
 from benchmarks.gauge import Clock, Enough
 from benchmarks.ragged import Row
 from rlhf_jax.data.examples import Example, Pair
@@ -32,41 +31,10 @@ from rlhf_jax.rollout.generate import generate
 from rlhf_jax.training import loop, online, sampling, setup, stages
 
 HERE = Path(__file__).parent
-SHAPES = json.loads((HERE / "shapes.json").read_text(encoding="utf-8"))
-TASKS = ("sft", "rm", "dpo", "gen", "ppo", "grpo")
 STAGES = {"sft": "sft", "rm": "reward_model"}  # of the library; others are its stage policy
 FIRST = 4  # ids below are marks and are not drawn
 WIDTHS = 4  # of padded batches in the ragged set
 NEVER = 10**6  # steps
-
-
-class Case(NamedTuple):
-  """One thing to time."""
-
-  task: str
-  model: str
-  dtype: str
-  set: str
-  warmup: int
-  steps: int
-  shape: dict
-  cached_reference: bool
-  low_memory: bool
-  scale: str  # sizes other than the table's
-  config: tuple[str, ...]  # options of the library, NAME=VALUE
-
-  @property
-  def architecture(self) -> dict:
-    return SHAPES["models"][self.model]
-
-  @property
-  def ragged(self) -> bool:
-    return self.set == "ragged"
-
-  @property
-  def writes(self) -> bool:
-    """Whether the policy writes."""
-    return self.task in ("gen", "ppo", "grpo")
 
 
 def case(

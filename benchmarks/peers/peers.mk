@@ -10,9 +10,13 @@ TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 PEER_PIP := bin/python -m pip --disable-pip-version-check install
 
+# The ragged set takes as long again: SETS=fixed,ragged.
+SETS ?= fixed
+
 .PHONY: bench-peers
-bench-peers: .venv/dev $(PEERS)
-	PEERS_DIR=$(PEERS_DIR) $(BIN)/python -m benchmarks.run --libraries=ours,trl,tunix,bare --set=fixed,ragged $(ARGS)
+bench-peers: .venv/dev benchmarks/results/machine.jsonl $(PEERS)
+	-PEERS_DIR=$(PEERS_DIR) $(BENCH) --libraries=ours,trl,tunix,bare --set=$(SETS) $(ARGS)
+	$(BIN)/python -m benchmarks.tables
 
 $(PEERS_DIR)/trl/ready:
 	$(PYTHON) -m venv $(@D)
