@@ -137,6 +137,6 @@ def _claims(config: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def _start(config: Mapping[str, Any], stage: str) -> Setup | None:
-  """The setup of the run directory that `config.start.<stage>` names, whose stage is finished."""
+  """The setup of the run directory that `config.start.<stage>` names, whose stage is finished; on this run's mesh."""
   run = preflight.started_from(config, stage)
-  return make_setup(run.config, run.workdir) if run else None
+  return make_setup({**run.config, "mesh": config.get("mesh", {})}, run.workdir) if run else None

@@ -60,7 +60,6 @@ def run(
 
   `members` makes the optimizer and the step of one model those of several at once.
   """
-  assert_divides(setup, stage, settings)
   progress.assert_possible(setup, stage, settings.evaluate_every)
   tx = optimizer.make_optimizer(optim, batches.steps)
   tx, step_function = members(tx, make_train_step(algorithm, tx, accumulate=settings.accumulate))

@@ -71,7 +71,6 @@ def run(
 ) -> Params:
   """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
   assert_learnable(setup)
-  assert_divides(setup, stage, module, config, settings)
   assert_groups(stage, config, settings)
   assert_critic(setup.config, stage, module, config, settings, optim)
   progress.assert_possible(setup, stage, settings.evaluate_every)

@@ -13,7 +13,7 @@ from rlhf_jax.config import suggest
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.training import experiment, held_out, options, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, make_setup
+from rlhf_jax.training.setup import Setup, fits, make_setup
 from rlhf_jax.types import LanguageModel, Params
 
 
@@ -128,6 +128,8 @@ def _open(workdir: str | os.PathLike) -> RunDir:
 def _config(run: RunDir, stage: str | None = None) -> Mapping[str, Any]:
   """The run's last config, or that with which `stage` was run."""
   config = run.config
+  if not fits(config):  # trained on more devices than these
+    config["mesh"] = {}
   if stage is not None:
     sections = run.stages[stage]["config"]
     config |= {section: value for section, value in sections.items() if value is not None}

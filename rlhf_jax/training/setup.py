@@ -239,6 +239,15 @@ def mesh_of(config: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
   return sharding.make_mesh(shape.data, shape.fsdp, shape.tensor, devices)
 
 
+def fits(config: Mapping[str, Any]) -> bool:
+  """Whether the devices that are here make the mesh that the config asks for."""
+  try:
+    mesh_of(config)
+  except ValueError:
+    return False
+  return True
+
+
 def family_config_of(config: Mapping[str, Any]):
   """The model's structure, without its weights."""
   model = from_dict(Model, config["model"], where="model")
