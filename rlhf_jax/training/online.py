@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,9 @@ class Settings:
   steps: int = option(30, at_least=1)
   prompts: int = option(64, at_least=1)  # a step
   accumulate: int = option(1, at_least=1)  # parts a minibatch is split into, to save memory
+  # Of the answers that are learned from: the columns that no answer of a step reaches are left out, in so many sizes;
+  # each compiles once.
+  widths: int = option(2, at_least=1)
   checkpoint_every: int = option(5, at_least=1)
   critic: str = option("shared", choices=("shared", "separate"))
   # What a critic of its own starts from; InstructGPT's and SFFD's were reward models, head and all.
@@ -86,9 +90,14 @@ def run(
     first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
     one, _ = jax.eval_shape(collect, params, rewards.frozen(frozen), *first, setup.sampling)
     algorithm, step_function = replay.remembering(algorithm, step_function, one, config.replay)
-  state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
+  state, train_step = start(setup, stage, algorithm, tx, optim, config, params, step_function)
+  del params, trained  # the state has copies of its own, and these would stay while it trains
 
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
+  remembers = replay.size(config) > 1  # rollouts of one size
+
+  def short(rollout):
+    return rollout if remembers else shortened(rollout, settings.widths)
 
   def draw(params, step, number):
     """The `number`-th batch of prompts of a step, answered and scored."""
@@ -115,7 +124,7 @@ def run(
     else:
       rollout, metrics = draw(state.params, step, 0)
     metrics["time/rollout"] = Mean(np.float32(time.perf_counter() - clock), np.float32(1))
-    state, learned = train_step(state, frozen, rollout, config)
+    state, learned = train_step(state, frozen, short(rollout), config)
     metrics |= learned
     if progress.due(settings.evaluate_every, step, settings.steps):
       updates = (step + 1) * config.epochs * config.minibatches
@@ -164,7 +173,7 @@ def parameters(
   head = heads.init_head(setup.key("value head"), size, std=std)
   if settings.critic == "shared":
     return {"model": trained, "value_head": head}
-  _, trunk, _ = setup.starting_point(weights, "critic")
+  trunk = setup.trained(weights, "critic")
   return {"model": trained, "critic": {"model": trunk, "value_head": head}}
 
 
@@ -276,6 +285,26 @@ def make_collect(setup: Setup, *, second: str | None = None, group: int = 1):
     return rollout, metrics
 
   return collect
+
+
+def shortened(rollout: Rollout, widths: int) -> Rollout:
+  """Without the last columns that no answer reaches: the longest answers have one of `widths` sizes, the last of them R."""
+  R = rollout.sequences.asked.shape[1]
+  longest = int(_longest(rollout.sequences.response_mask))
+  sizes = [-(-R * i // widths) for i in range(1, widths + 1)]
+  size = next(size for size in sizes if size >= longest)
+  return rollout if size == R else _without_last(rollout, R - size)
+
+
+@jax.jit
+def _longest(mask: jax.Array) -> jax.Array:
+  return jnp.max(jnp.sum(mask > 0, axis=1))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _without_last(rollout: Rollout, columns: int) -> Rollout:
+  cut = lambda x: x[:, :-columns] if x.ndim == 2 else x
+  return jax.tree.map(cut, rollout)
 
 
 def _alternating(own: jax.Array, other: jax.Array) -> jax.Array:

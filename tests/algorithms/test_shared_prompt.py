@@ -16,7 +16,7 @@ MODEL = registry.language_model(
     vocab_size=V,
     hidden_size=D,
     intermediate_size=12,
-    num_layers=2,
+    num_layers=1,
     num_heads=2,
     num_kv_heads=1,
     head_dim=4,
@@ -26,6 +26,7 @@ MODEL = registry.language_model(
 )
 POLICY = policy.make_policy(MODEL, critic="shared", chunk=8)
 SCORER = policy.make_scorer(MODEL)
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 APART = Layout(12)
 NARROW = Layout(12, asked=8, shared=16, asked_shared=12)
 WIDE = Layout(12, asked=9, shared=21, asked_shared=13)
@@ -85,7 +86,7 @@ def apart(params):
   return told(params, APART)
 
 
-@pytest.mark.parametrize("layout", [NARROW, WIDE, NARROW._replace(asked_shared=None)])
+@pytest.mark.parametrize("layout", [NARROW, WIDE])
 def test_a_shared_prompt_and_its_padding_change_nothing_that_is_said_of_an_answer(
   params, apart, layout
 ):
@@ -115,7 +116,7 @@ def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm,
     terms, metrics = algorithm.loss(params, frozen, batch, config, extra)
     return sum(term.value for term in terms.values()), metrics
 
-  learn = jax.jit(jax.value_and_grad(total, has_aux=True))
+  learn = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICKLY)
   (loss, metrics), gradient = learn(params, batch_of(NARROW))
   (expected, expected_metrics), expected_gradient = learn(params, batch_of(APART))
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
