@@ -87,7 +87,11 @@ def preferences(one: Answers, other: Answers, labels: str) -> tuple[PreferenceBa
     ref_chosen_logps=better.ref_logps,
     ref_rejected_logps=worse.ref_logps,
   )
-  return pairs, won
+  if pairs.chosen.asked is None:
+    return pairs, won
+  in_turn = lambda w, l: jnp.stack([w, l], axis=1).reshape(-1, w.shape[-1])
+  rows = jax.tree.map(in_turn, pairs.chosen, pairs.rejected)
+  return pairs.replace(together=rows.in_groups(2)), won
 
 
 def make(policy: Policy) -> Algorithm:

@@ -457,7 +457,7 @@ def _one_longer(rollout: Rollout) -> tuple[Rollout, Array]:
   last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1, keepdims=True)  # [B, 1]
   further = columns == last + 1
   at_last = lambda x: jnp.take_along_axis(x, last, axis=1)
-  continued = Sequences(
+  continued = sequences.replace(
     tokens=widen(sequences.tokens),
     positions=jnp.where(further, at_last(positions) + 1, positions),
     segments=jnp.where(further, at_last(segments), segments),

@@ -159,8 +159,10 @@ def pack(examples: Sequence[Example], width: int) -> list[list[Example]]:
   return rows
 
 
-# What a layout leaves out brings the tokens down to this share at most, or it is not worth the gathering.
+# What a layout leaves out brings the tokens down to this share at most, or it is not worth the gathering; nor, where a
+# pair shares a row, the scores of one answer's tokens with the other's, which are computed and masked.
 WORTHWHILE = 0.9
+WORTHWHILE_SHARED = 0.75
 
 
 class Layout(NamedTuple):
@@ -268,7 +270,7 @@ def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
   if not (share_prompt and isinstance(records[0], Pair)):
     return layout
   shared = _round_up(max(map(_shared_width, records)))
-  if shared > WORTHWHILE * 2 * width:
+  if shared > WORTHWHILE_SHARED * 2 * width:
     return layout
   return layout._replace(
     shared=shared, asked_shared=asked_of([pair.answers for pair in records], shared)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from rlhf_jax import sharding
-from rlhf_jax.algorithms import a2c, grpo
+from rlhf_jax.algorithms import a2c, grpo, online_dpo
 from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import online, step
 from rlhf_jax.types import Rollout, Sequences
@@ -145,3 +145,16 @@ def test_columns_that_no_answer_reaches_are_left_out_in_a_few_sizes(rollout):
     cut,
     jax.tree.map(lambda x: x[:, : x.shape[1] - 2] if x.ndim == 2 else x, few),
   )
+
+
+def test_pairs_of_what_was_written_share_their_prompt(rollout):
+  one, other = (jax.tree.map(lambda x, i=i: x[i::2], rollout) for i in range(2))
+  answers = lambda rows, scores: online_dpo.Answers(
+    rows.sequences, jnp.asarray(scores), rows.truncated, rows.logps
+  )
+  pairs, _ = online_dpo.preferences(
+    answers(one, [1.0, 0.0, 0.5]), answers(other, [0.0, 1.0, 0.5]), "hard"
+  )
+  apart = pairs.together.apart(pairs.together.rows.tokens)
+  for side, rows in enumerate((pairs.chosen, pairs.rejected)):
+    np.testing.assert_array_equal(apart[:, side, P:], rows.tokens[:, P:])
