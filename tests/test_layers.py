@@ -27,8 +27,9 @@ ALLOWED = {
   "evaluation": FLOOR | {"rewards"},
   "training": MODELS | {"rollout", "rewards", "algorithms", "evaluation"},
   "report": set(),
+  "plan": MODELS | {"rollout", "rewards", "algorithms", "training"},
   "feedback": MODELS | {"rollout", "rewards", "evaluation", "training"},
-  "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report", "feedback"},
+  "cli": MODELS | {"rollout", "algorithms", "evaluation", "training", "report", "feedback", "plan"},
 }
 
 # Of each library: the parts that may import it. "tests" and notebooks are free.

@@ -15,6 +15,7 @@ from rlhf_jax.cli.parser import Parser, UsageError, nearest
 
 VERBS = (
   "train",
+  "plan",
   "compare",
   "ablate",
   "evaluate",

@@ -45,16 +45,19 @@ def load(arguments: list[str]) -> dict[str, Any]:
 
 
 def read(path: str) -> ConfigDict:
-  """What `get_config()` of the file at `path` returns."""
-  file = Path(path)
+  """What `get_config()` of the file at `path` returns, or `get_config("x")` of `path:x`."""
+  file, argument = Path(path), ()
+  if not file.is_file() and ":" in file.name:
+    before, _, after = path.rpartition(":")
+    file, argument = Path(before), (after,)
   if not file.is_file():
     others = [str(other) for other in file.parent.glob("*.py")]
-    near = difflib.get_close_matches(path, others, n=3)
+    near = difflib.get_close_matches(str(file), others, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; give an experiment's file."
     raise FileNotFoundError(f"--config={path} does not exist{hint}")
   try:
-    get_config = runpy.run_path(path).get("get_config")
-    config = get_config and get_config()
+    get_config = runpy.run_path(str(file)).get("get_config")
+    config = get_config and get_config(*argument)
   except Exception as error:  # whatever the code in that file does
     line = traceback.extract_tb(error.__traceback__)[-1].lineno
     where = "" if isinstance(error, SyntaxError) else f" in line {line}"  # which names it itself
