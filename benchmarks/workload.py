@@ -27,8 +27,8 @@ from benchmarks.ragged import Row
 from rlhf_jax.data.examples import Example, Pair
 from rlhf_jax.data.task import Task
 from rlhf_jax.models import heads
-from rlhf_jax.rollout.generate import generate
-from rlhf_jax.training import loop, online, sampling, setup, stages
+from rlhf_jax.rollout import refill
+from rlhf_jax.training import loop, sampling, setup, stages
 
 HERE = Path(__file__).parent
 STAGES = {"sft": "sft", "rm": "reward_model"}  # of the library; others are its stage policy
@@ -102,6 +102,7 @@ def config_of(case: Case) -> dict:
   # Packed rows are as long as the longest text may be, and as many as make the fixed set's tokens.
   width = prompt + longest if case.ragged else case.shape.get("seq", 2)
   packed = max(rows * case.shape.get("seq", 0) // width, 1)
+  slots = rows if case.ragged and case.task == "gen" else 0  # the rows that answer the whole queue
   offline_ = dict(epochs=100.0, batch_size=rows, checkpoint_every=NEVER, learning_rate=1e-5)
   offline_ |= dict(widths=WIDTHS) if case.ragged else {}
   online_ = dict(steps=1000, prompts=rows, checkpoint_every=NEVER, learning_rate=1e-6)
@@ -112,7 +113,7 @@ def config_of(case: Case) -> dict:
     model=dict(source=case.architecture["source"], dtype=case.dtype),
     lora=dict(rank=0),
     data=dict(max_tokens=width),
-    rollout=dict(max_new_tokens=written, stop_tokens=(), temperature=1.0),
+    rollout=dict(max_new_tokens=written, stop_tokens=(), temperature=1.0, slots=slots),
     algorithm=dict(name=case.task if case.task in ("dpo", "ppo", "grpo") else "dpo"),
     answers=dict(source="human"),
     sft=offline_ | dict(batch_size=packed),
@@ -169,9 +170,9 @@ def _patches(case: Case, clock: Clock):
   if not case.cached_reference:  # then each step computes it
     yield mock.patch.object(stages, "reference_logps", lambda *_: None)
   if case.ragged and case.writes:
-    ending = _ending_as_drawn(generate, case)
-    yield mock.patch.object(online, "generate", ending)
-    yield mock.patch.object(sampling, "_generate", jax.jit(ending, static_argnums=0))
+    ending = _ending_as_drawn(refill.write, case)
+    yield mock.patch.object(refill, "write", ending)
+    yield mock.patch.object(sampling, "_write", jax.jit(ending, static_argnums=0))
 
 
 def _timed(run, case: Case, clock: Clock):
@@ -187,6 +188,9 @@ def _timed(run, case: Case, clock: Clock):
         clock.rows += [rows[int(re.match(r"\d+", name)[0])] for name in row_ids(step)]
       state, metrics, samples = iterate(state, step)
       clock.first_done((state, metrics))
+      if case.writes and step == 0:
+        asked = [rows[int(re.match(r"\d+", name)[0])] for name in row_ids(step)]
+        _assert_written(case, asked, float(metrics["rollout/length"].sum))
       return state, metrics, samples
 
     rows = [row for batch in batches(case) for row in batch]
@@ -195,15 +199,15 @@ def _timed(run, case: Case, clock: Clock):
   return timed
 
 
-def _ending_as_drawn(generate, case: Case):
-  """`generate` whose answers have the lengths of the case's rows: the first id of a prompt says which row it is."""
+def _ending_as_drawn(write, case: Case):
+  """`refill.write` whose answers have the lengths of the case's rows: the first id of a prompt says which row it is."""
   drawn = jnp.asarray([row.responses for batch in batches(case) for row in batch], jnp.int32)
 
   def ending(model, weights, prompts, mask, keys, settings):
     first = jnp.argmax(mask > 0, axis=1)
     row = jnp.take_along_axis(prompts, first[:, None], axis=1)[:, 0] - FIRST
     answer = jnp.arange(len(prompts)) % drawn.shape[1]
-    return generate(model, weights, prompts, mask, keys, settings, drawn[row, answer])
+    return write(model, weights, prompts, mask, keys, settings, drawn[row, answer])
 
   return ending
 
@@ -275,9 +279,10 @@ def _reward_model(made: setup.Setup):
 
 
 def _write(case: Case, made: setup.Setup, clock: Clock) -> None:
-  """A batch of prompts is answered in each step; in the ragged set all at once, as many in parallel."""
+  """A batch of prompts is answered in each step; in the ragged set all wait in one queue."""
   weights = made.frozen(made.pretrained)
-  batch, prompts = case.shape["batch"], made.task.prompts
+  prompts = made.task.prompts
+  batch = len(prompts) if case.ragged else case.shape["batch"]
   if case.ragged:
     clock.warmup, clock.steps = 1, 1
   clock.rows = sum(batches(case), [])
@@ -285,7 +290,15 @@ def _write(case: Case, made: setup.Setup, clock: Clock) -> None:
   while True:
     clock.tick()
     first = step * batch % len(prompts)
-    chosen = prompts if case.ragged else prompts[first : first + batch]
+    chosen = prompts[first : first + batch]
     written = sampling.sample(made, {}, weights, chosen, f"step {step}", batch_size=batch)
     clock.first_done(written)
+    if step == 0:
+      _assert_written(case, clock.rows[:batch], written.sequences.response_mask.sum())
     step += 1
+
+
+def _assert_written(case: Case, asked: list[Row], found: float) -> None:
+  """Raises RuntimeError unless every answer is as long as was drawn for it, all together."""
+  if tokens(case, asked) != found:
+    raise RuntimeError(f"{found:g} tokens were written where {tokens(case, asked)} were asked for.")
