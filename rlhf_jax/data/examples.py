@@ -258,10 +258,10 @@ def layouts(
   batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool
 ) -> dict[int, Layout]:
   """Of each width, the smallest layout that holds all of its batches."""
-  of_width: dict[int, list[Record]] = {}
-  for width, records in batches:
-    of_width.setdefault(width, []).extend(records)
-  return {width: _layout(width, records, share_prompt) for width, records in of_width.items()}
+  of_width: dict[int, dict[int, Record]] = {}
+  for width, records in batches:  # a record comes again in every epoch
+    of_width.setdefault(width, {}).update({id(record): record for record in records})
+  return {width: _layout(width, [*r.values()], share_prompt) for width, r in of_width.items()}
 
 
 def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
