@@ -250,8 +250,9 @@ def _seen(sequences: Sequences | Shared) -> _Seen:
 def _together(chunk: int | None) -> int:
   """Tokens whose logits are alive at once, of all devices: with fewer, each would multiply thin slices and fetch the matrix anew for each."""
   if chunk is None:
-    on_cpu = sharding.platform() == "cpu"
-    chunk = logprobs.CHUNK if on_cpu else logprobs.CHUNK_ON_ACCELERATORS
+    # A TPU has little memory for its speed, and 1,024 tokens keep it busy: with 4,096, Llama's logits are 2 GiB, some three times over.
+    sizes = {"cpu": logprobs.CHUNK, "tpu": 1024}
+    chunk = sizes.get(sharding.platform(), logprobs.CHUNK_ON_ACCELERATORS)
   return chunk * sharding.shards_in_scope()
 
 
