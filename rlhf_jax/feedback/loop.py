@@ -84,7 +84,7 @@ def run(
   run_dir.save_config(config)
   run_dir.save_data({name: config["data"][name] for name in FILES if config["data"].get(name)})
   with jax.set_mesh(setup.mesh), run_dir.timed("loop", sections):
-    base, _, reference = setup.starting_point(weights, "reward_model")
+    base, reference = setup.base(weights), setup.reference(weights)
     writer, reward_params, asked, rounds = reference["model"], None, [], []
     for number in range(1, settings.rounds + 1):
       folder = run_dir.workdir / f"round_{number}"

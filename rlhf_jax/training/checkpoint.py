@@ -37,8 +37,10 @@ class Checkpoints:
     disk.assert_room(self.folder, needed, f"checkpoint {step}")
     self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
 
-  def restore(self, like, step: int | None = None):
+  def restore(self, like, step: int | None = None, *, donate: bool = False):
     """The state of `step` (the newest unless said), with the shapes, dtypes and shardings of `like`.
+
+    With `donate` the arrays of `like` are given up first, so that memory never holds both.
 
     Raises FileNotFoundError where there is none, ValueError where it holds another model's state.
     """
@@ -47,6 +49,10 @@ class Checkpoints:
       raise FileNotFoundError(f"{self.folder} holds no checkpoint.")
     self._assert_fits(step, like)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+    if donate:
+      for leaf in jax.tree.leaves(like):
+        if not _is_key(leaf):
+          leaf.delete()
     restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
     return jax.tree.map(_like, restored, like)
 

@@ -54,8 +54,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
       with run.timed("reward_model", claims["reward_model"]):
         reward_params = stages.reward_model(setup, weights)
       if "evaluation" in wanted and not run.finished("reward_model_evaluation"):
-        base, _, _ = setup.starting_point(weights, "reward_model")
-        scored = {"base": base, "reward_model": reward_params}
+        scored = {"base": setup.base(weights), "reward_model": reward_params}
         with run.timed("reward_model_evaluation", claims["reward_model_evaluation"]):
           run.add(evaluate.evaluate_reward_model(setup, scored))
     else:

@@ -52,7 +52,7 @@ def run(
   Raises Interrupted after SIGTERM or SIGINT, on every process when one was sent it, NotFinite at a loss that is not finite.
   """
   if checkpoints.latest() is not None:
-    state = checkpoints.restore(state)
+    state = checkpoints.restore(state, donate=True)
   first = int(state.step)
   if first >= steps:
     if processes.is_first():

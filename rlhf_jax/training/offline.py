@@ -63,7 +63,8 @@ def run(
   progress.assert_possible(setup, stage, settings.evaluate_every)
   tx = optimizer.make_optimizer(optim, batches.steps)
   tx, step_function = members(tx, make_train_step(algorithm, tx, accumulate=settings.accumulate))
-  state, train_step = start(setup, stage, algorithm, tx, config, params, step_function)
+  state, train_step = start(setup, stage, algorithm, tx, optim, config, params, step_function)
+  del params  # the state has a copy of its own, and this one would stay while it trains
 
   def iterate(state, step):
     batch = setup.place_batch(batches.at(step))

@@ -9,14 +9,16 @@ import optax
 from rlhf_jax.config import hyperparameters, option
 
 
-def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_adam_tf(
+  b1: float, b2: float, eps: float, mu_dtype: str = "float32"
+) -> optax.GradientTransformation:
   """Adam as TensorFlow 1 computes it, which OpenAI's early curves need (arXiv:1412.6980, end of section 2).
 
     √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε)
 
   ε is outside the bias correction: in the first steps it weighs more, by 1 / √(1 − β₂ᵗ), than in `optax.scale_by_adam`.
   """
-  plain = optax.scale_by_adam(b1, b2, eps)
+  plain = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
 
   def update(gradients, state, params=None):
     _, state = plain.update(gradients, state, params)
@@ -28,11 +30,36 @@ def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
   return optax.GradientTransformation(plain.init, update)
 
 
+def scale_by_adafactor() -> optax.GradientTransformation:
+  """Adafactor without momentum (arXiv:1804.04235): of a matrix's second moments, the means of its rows and columns.
+
+  The decay is 1 − t^−0.8 and an update's root mean square is at most 1 in each matrix, as in the paper; the learning rate is
+  absolute, as that of the others, and not a share of the parameters' own scale. Matrices thinner than 128 are kept whole.
+  """
+  return optax.chain(
+    optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=128),
+    optax.clip_by_block_rms(1.0),
+  )
+
+
+def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx`, whose state lies in the host's memory and comes to the device for each update."""
+  move = lambda tree, to: jax.tree.map(lambda x: jax.device_put(x, to) if x.ndim else x, tree)
+
+  def update(gradients, state, params=None):
+    updates, state = tx.update(gradients, move(state, jax.memory.Space.Device), params)
+    return updates, move(state, jax.memory.Space.Host)
+
+  return optax.GradientTransformation(tx.init, update)
+
+
+HOST = "pinned_host"  # the kind of memory
 DIRECTIONS = {
-  "adamw": lambda s: optax.scale_by_adam(s.b1, s.b2, s.eps),
-  "adam_tf": lambda s: scale_by_adam_tf(s.b1, s.b2, s.eps),
-  "lion": lambda s: optax.scale_by_lion(s.b1, s.b2),
-  "sgd": lambda s: optax.trace(decay=s.b1),
+  "adamw": lambda s: optax.scale_by_adam(s.b1, s.b2, s.eps, mu_dtype=s.momentum_dtype),
+  "adam_tf": lambda s: scale_by_adam_tf(s.b1, s.b2, s.eps, s.momentum_dtype),
+  "adafactor": lambda s: scale_by_adafactor(),
+  "lion": lambda s: optax.scale_by_lion(s.b1, s.b2, mu_dtype=s.momentum_dtype),
+  "sgd": lambda s: optax.trace(decay=s.b1, accumulator_dtype=s.momentum_dtype),
 }
 
 SCHEDULES = {
@@ -49,11 +76,28 @@ class Settings:
   optimizer: str = option("adamw", choices=tuple(DIRECTIONS))
   schedule: str = option("linear", choices=tuple(SCHEDULES))
   warmup: float = option(0.0, at_least=0, below=1)  # fraction of all updates
-  b1: float = option(0.9, at_least=0, below=1)  # momentum
+  b1: float = option(0.9, at_least=0, below=1)  # momentum, of all but adafactor
   b2: float = option(0.95, at_least=0, below=1)  # adamw, adam_tf and lion
   eps: float = option(1e-8, above=0)  # adamw and adam_tf
   weight_decay: float = option(0.0, at_least=0)  # on matrices
   clip_norm: float | None = option(1.0, above=0)
+  momentum_dtype: str = option("float32", choices=("float32", "bfloat16"))  # what it is kept in
+  # Where moments wait between updates; from the host's memory they travel to the device and back for each.
+  optimizer_memory: str = option("device", choices=("device", "host"))
+
+  def assert_sound(self, where: str) -> None:
+    if self.optimizer == "adafactor" and self.momentum_dtype != "float32":
+      raise ValueError(
+        f"{where}.momentum_dtype={self.momentum_dtype!r} has no effect on adafactor, which has no momentum; leave it out."
+      )
+    if self.optimizer_memory == "host":
+      device = jax.local_devices()[0]
+      kinds = [memory.kind for memory in device.addressable_memories()]
+      if HOST not in kinds:
+        raise ValueError(
+          f"{where}.optimizer_memory='host' needs memory of the kind {HOST}, and this {device.platform} device has "
+          f"{', '.join(kinds)}; leave it out."
+        )
 
 
 def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransformation:
@@ -71,9 +115,12 @@ def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransforma
     if settings.clip_norm is None
     else optax.clip_by_global_norm(settings.clip_norm)
   )
+  direction = DIRECTIONS[settings.optimizer](settings)
+  if settings.optimizer_memory == "host":
+    direction = in_host_memory(direction)
   return optax.chain(
     clip,
-    DIRECTIONS[settings.optimizer](settings),
+    direction,
     optax.add_decayed_weights(settings.weight_decay, mask=_matrices),
     optax.scale_by_schedule(schedule),
   )

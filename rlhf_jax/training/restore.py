@@ -97,7 +97,7 @@ def reward_model(workdir: str | os.PathLike) -> held_out.Reader:
   with jax.set_mesh(setup.mesh):
     if own:
       weights = experiment.starting_weights(setup)
-      base, _, _ = setup.starting_point(weights, "reward_model")
+      base = setup.base(weights)
       params = stages.reward_model(setup, weights)
     else:
       base, params = {}, experiment.foreign_reward_model(setup)

@@ -147,12 +147,22 @@ class Setup(NamedTuple):
 
   def starting_point(self, weights: Params, purpose: str) -> tuple[Params, Params, Params]:
     """(frozen base, what trains, the same policy as a reference) for training from `weights`."""
+    return self.base(weights), self.trained(weights, purpose), self.reference(weights)
+
+  def base(self, weights: Params) -> Params:
+    """What adapters stand on; {} where the whole model trains."""
+    return self.frozen(weights) if self.lora.rank else {}
+
+  def trained(self, weights: Params, purpose: str) -> Params:
+    """What trains, at its beginning: adapters, or `weights` themselves."""
     if not self.lora.rank:
-      return {}, self.place(weights), {"model": self.frozen(weights)}
-    adapter = lora.init(
-      self.key(f"lora {purpose}"), weights, rank=self.lora.rank, targets=self.lora.targets
-    )
-    return self.frozen(weights), self.place(adapter), {"model": {}}
+      return self.place(weights)
+    key, settings = self.key(f"lora {purpose}"), self.lora
+    return self.place(lora.init(key, weights, rank=settings.rank, targets=settings.targets))
+
+  def reference(self, weights: Params) -> Params:
+    """`weights` as a policy that does not train, over their `base`."""
+    return {"model": {} if self.lora.rank else self.frozen(weights)}
 
   def merged(self, weights: Params, trained: Params) -> Params:
     """The whole model that `starting_point(weights, ...)` became; what it lost by quantization, it lost for good."""

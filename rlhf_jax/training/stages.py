@@ -50,7 +50,6 @@ TRAINING = Doing()
 def sft(setup: Setup, doing: Doing = TRAINING) -> Params:
   """Fine-tunes the pretrained model on texts; returns the whole model, float32."""
   config, settings, optim = options.stage(setup.config, "sft")
-  base, trained, _ = setup.starting_point(setup.pretrained, "sft")
   width = setup.data.max_tokens
   rows = examples.pack(setup.task.sft, width)
   state = doing.offline(
@@ -60,8 +59,8 @@ def sft(setup: Setup, doing: Doing = TRAINING) -> Params:
     config,
     settings,
     optim,
-    params={"model": trained},
-    frozen={"base": base},
+    params={"model": setup.trained(setup.pretrained, "sft")},
+    frozen={"base": setup.base(setup.pretrained)},
     batches=offline.packed(rows, width, settings, setup.order("sft")),
   )
   return setup.merged(setup.pretrained, state.params["model"])
@@ -75,21 +74,12 @@ def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Para
   name = options.reward_algorithm(setup.config)
   form = algorithm_module(name).DATA
   config, settings, optim, group = options.stage(setup.config, name)
-  base, _, reference = setup.starting_point(weights, "reward_model")
   algorithm, started = reward_learner(setup)
-  frozen, order = {"base": base}, setup.order("reward_model")
+  frozen, order = {"base": setup.base(weights)}, setup.order("reward_model")
   records = lambda epoch: setup.task.feedback(form, epoch)
-
-  params = [_reward_member(setup, weights, started, group, i) for i in range(group.members)]
   batches = offline.padded(records, settings, order)
   how = {}
-  if group.members == 1:
-    params = params[0]
-  elif group.share == "trunk":
-    own = [{n: x for n, x in member.items() if n != "model"} for member in params]
-    params = {"model": params[0]["model"], "members": ensemble.stacked(own)}
-  else:
-    params = ensemble.stacked(params)
+  if group.members > 1 and group.share == "adapters":
     how["members"] = lambda tx, step: ensemble.at_once(tx, step, group.bootstrap)
     if group.bootstrap:
       batches = offline.bootstrapped(records, settings, order, group.members)
@@ -100,8 +90,9 @@ def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Para
       len(prompts), min(256, len(prompts)), setup.order("normalization"), 0
     )
     chosen = [prompts[i] for i in rows]
+    writer = setup.reference(weights)["model"]
     written = sampling.sample(
-      setup, base, reference["model"], chosen, "normalization", batch_size=128
+      setup, frozen["base"], writer, chosen, "normalization", batch_size=128
     ).sequences
     score = lambda params: sampling.score(setup, params, frozen, written, batch_size=128)
     return state.replace(extra=setup.place(ensemble.normalize(group, state.params, score)))
@@ -113,7 +104,7 @@ def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Para
     config,
     settings,
     optim,
-    params=params,
+    params=_fresh_reward_model(setup, weights, started, group),
     frozen=frozen,
     batches=batches,
     finish=normalize,
@@ -138,17 +129,29 @@ def reward_learner(setup: Setup) -> tuple[Algorithm, Beginning]:
   return algorithm, module.begin(config, _labels(setup.task.feedback(module.DATA, 0)))
 
 
+def _fresh_reward_model(
+  setup: Setup, weights: Params, started: Beginning, group: ensemble.Settings
+) -> Params:
+  """One, or several in the form that trains."""
+  members = [_reward_member(setup, weights, started, group, i) for i in range(group.members)]
+  if group.members == 1:
+    return members[0]
+  if group.share == "adapters":
+    return ensemble.stacked(members)
+  own = [{n: x for n, x in member.items() if n != "model"} for member in members]
+  return {"model": members[0]["model"], "members": ensemble.stacked(own)}
+
+
 def _reward_member(
   setup: Setup, weights: Params, started: Beginning, group: ensemble.Settings, member: int
 ) -> Params:
   """A fresh reward model; those whose weights will be averaged begin with one head."""
   which = f" {member}" if member else ""
-  _, trained, _ = setup.starting_point(weights, f"reward_model{which}")
   size = setup.model.config.hidden_size
   key = setup.key("reward head" if group.combine == "average" else f"reward head{which}")
   head = heads.init_head(key, size, std=(size + 1) ** -0.5, outputs=started.outputs)
   head["bias"] = head["bias"] + jnp.asarray(started.bias, jnp.float32)
-  params = {"model": trained, "reward_head": head}
+  params = {"model": setup.trained(weights, f"reward_model{which}"), "reward_head": head}
   if started.link is not None:
     params["link"] = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), started.link)
   return params
@@ -179,10 +182,9 @@ def policy(
   """Trains the policy that `weights` start by `config.algorithm.name`; (its parameters, frozen)."""
   name = setup.config["algorithm"]["name"]
   module = algorithm_module(name)
-  base, trained, reference = setup.starting_point(weights, name)
   frozen = {
-    "base": base,
-    "reference": reference,
+    "base": setup.base(weights),
+    "reference": setup.reference(weights),
     "reward_model": reward_params,
     "cost_model": cost_params,
   }
@@ -196,7 +198,7 @@ def policy(
       settings,
       optim,
       weights=weights,
-      trained=trained,
+      trained=setup.trained(weights, name),
       frozen=frozen,
     )
     return params, frozen
@@ -211,7 +213,7 @@ def policy(
     config,
     settings,
     optim,
-    params=value_heads.added(setup, module, config, {"model": trained}),
+    params=value_heads.added(setup, module, config, {"model": setup.trained(weights, name)}),
     frozen=frozen,
     batches=offline.padded(
       lambda epoch: records,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.training import optimizer
 from rlhf_jax.types import Algorithm, Mean, TrainState
 
 # The options of an algorithm that end a batch's updates early, and the metric that each bounds.
@@ -25,11 +26,25 @@ def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
   )
 
 
-def start(setup, purpose: str, algorithm: Algorithm, tx, config, params, train_step):
+def start(setup, purpose: str, algorithm: Algorithm, tx, optim, config, params, train_step):
   """(initial state on the mesh, jitted step): the state is donated and its layout pinned."""
-  state = init_state(setup.key(f"{purpose} state"), params, algorithm, tx, config)
-  state = setup.place(jax.tree.map(jnp.copy, state))  # donated, so nobody else's arrays
-  return state, jitted(train_step, setup.layout(state))
+
+  def fresh(params) -> TrainState:
+    params = jax.tree.map(jnp.copy, params)  # donated later, so nobody else's arrays
+    return init_state(setup.key(f"{purpose} state"), params, algorithm, tx, config)
+
+  params = setup.place(params)
+  layout = layout_of(setup, optim, jax.eval_shape(fresh, params))
+  return jax.jit(fresh, out_shardings=layout)(params), jitted(train_step, layout)
+
+
+def layout_of(setup, optim, state: TrainState) -> TrainState:
+  """Where each leaf of a state lies: on the mesh, its optimizer's moments in the memory that `optim` names."""
+  layout = setup.layout(state)
+  if optim.optimizer_memory == "device":
+    return layout
+  in_host = lambda where, leaf: where.with_memory_kind(optimizer.HOST) if leaf.ndim else where
+  return layout.replace(opt_state=jax.tree.map(in_host, layout.opt_state, state.opt_state))
 
 
 def jitted(train_step, layout):

@@ -58,7 +58,7 @@ class Sweep:
   def __init__(self, setup: Setup, seeds: Sequence[int], weights: Params, reward_model: Params):
     self.setup, self.seeds, self.weights = setup, tuple(seeds), weights
     self.members = [setup._replace(seed=seed) for seed in self.seeds]
-    base, _, reference = setup.starting_point(weights, "reference")
+    base, reference = setup.base(weights), setup.reference(weights)
     self.frozen = {"base": base, "reference": reference, "reward_model": reward_model}
     self._made: dict = {}
 
@@ -73,7 +73,7 @@ class Sweep:
     place = self.setup.place_batch  # the seeds over the devices
 
     def begin(member: Setup) -> TrainState:
-      _, trained, _ = member.starting_point(self.weights, name)
+      trained = member.trained(self.weights, name)
       params = online.parameters(
         member, module, settings, self.weights, trained, self.frozen["reward_model"]
       )
