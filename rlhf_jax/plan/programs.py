@@ -24,7 +24,7 @@ from rlhf_jax.training import (
   value_heads,
 )
 from rlhf_jax.training.setup import Setup
-from rlhf_jax.training.step import init_state, jitted, make_train_step
+from rlhf_jax.training.step import init_state, jitted, layout_of, make_train_step
 
 PARAMETERS, OPTIMIZER, FROZEN, BATCH, OTHER = (
   "parameters",
@@ -64,6 +64,7 @@ def programs(setup: Setup) -> list[Program]:
   def whole(weights):
     if "sft" in config["stages"]:
       weights = stages.sft(setup._replace(pretrained=weights), doing)
+    after = len(made)
     rewards = costs = None
     if "reward_model" in config["stages"]:
       rewards = stages.reward_model(setup, weights, doing)
@@ -72,10 +73,18 @@ def programs(setup: Setup) -> list[Program]:
       rewards = _foreign(setup, weights) if start.get("reward_model") else rewards
       costs = _foreign(setup, weights) if start.get("cost_model") else None
       stages.policy(setup, weights, rewards, costs, doing)
+    if "sft" in config["stages"] or config.get("start", {}).get("sft"):
+      made[after:] = [_with_weights(setup, program, weights) for program in made[after:]]
     return ()
 
   jax.eval_shape(whole, setup.pretrained)
   return made
+
+
+def _with_weights(setup: Setup, program: Program, weights) -> Program:
+  """`program` beside the weights of SFT, which a run keeps on its devices; of LoRA, those that its adapters were merged into."""
+  merged = {n: x for n, x in weights.items() if not setup.lora.rank or n.startswith("layers")}
+  return program._replace(beside={**program.beside, "weights of SFT": on_mesh(setup, merged)})
 
 
 def _foreign(setup: Setup, weights):
@@ -110,7 +119,7 @@ def _offline(
     tx, train_step = members(tx, train_step)
   state = init_state(setup.key(stage), params, algorithm, tx, config)
   batch = on_rows(setup, batches.at(0))
-  made.append(_step(setup, stage, train_step, state, frozen, batch, config))
+  made.append(_step(setup, stage, train_step, optim, state, frozen, batch, config))
   return state
 
 
@@ -139,7 +148,7 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, tra
       collect if not mixed else jax.jit(lambda *args: collect(*args, **mixed)),
       arguments,
       {PARAMETERS: arguments[0], FROZEN: arguments[1], BATCH: asked},
-      {OPTIMIZER: shapes(state).opt_state},
+      {OPTIMIZER: _placed(setup, optim, state).opt_state},
       turns=setup.sampling.max_new_tokens - 1,
       cache=jax.eval_shape(
         lambda: setup.model.init_cache(len(rows), asked[0].shape[1] + setup.sampling.max_new_tokens)
@@ -149,17 +158,18 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, tra
   if replay.size(config) > 1:
     algorithm, train_step = replay.remembering(algorithm, train_step, rollout, config.replay)
     state = init_state(setup.key(stage), params, algorithm, tx, config)
-  made.append(_step(setup, stage, train_step, state, frozen, on_rows(setup, rollout), config))
+  made.append(
+    _step(setup, stage, train_step, optim, state, frozen, on_rows(setup, rollout), config)
+  )
   return params
 
 
-def _step(setup: Setup, stage: str, train_step, state, frozen, batch, config) -> Program:
-  state, frozen = on_mesh(setup, state), on_mesh(setup, frozen)
+def _step(setup: Setup, stage: str, train_step, optim, state, frozen, batch, config) -> Program:
+  state, frozen = _placed(setup, optim, state), on_mesh(setup, frozen)
   rest = state.replace(params=None, opt_state=None)
-  beside = {} if setup.lora.rank else {"starting weights": state.params["model"]}
   return Program(
     stage,
-    jitted(train_step, setup.layout(state)),
+    jitted(train_step, jax.tree.map(lambda leaf: leaf.sharding, state)),
     (state, frozen, batch, config),
     {
       PARAMETERS: state.params,
@@ -168,8 +178,14 @@ def _step(setup: Setup, stage: str, train_step, state, frozen, batch, config) ->
       BATCH: batch,
       OTHER: rest,
     },
-    beside,
+    {},
   )
+
+
+def _placed(setup: Setup, optim, state):
+  """The shapes of a state, where training has them."""
+  state = _shapes(state)
+  return jax.tree.map(_laid, state, layout_of(setup, optim, state))
 
 
 def on_mesh(setup: Setup, tree):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from rlhf_jax.plan import hlo, operations
 from rlhf_jax.plan.chips import GIB, Chip, heard
 from rlhf_jax.plan.programs import Program
+from rlhf_jax.training.optimizer import HOST
 
 LARGE = 0.01  # of a chip's memory, or of all that a program is called with: worth a warning
 REPEATED = 1.15  # times the operations that were asked for
@@ -113,10 +114,12 @@ def _measure(report: Report, program: Program, executable) -> None:
 
 
 def on_chip(tree) -> float:
-  """Bytes of the largest part of `tree` that one chip holds."""
+  """Bytes of the largest part of `tree` that one chip holds; what waits in the host's memory takes none of its own."""
   total = 0.0
   for leaf in jax.tree.leaves(tree):
     sharding = leaf.sharding
+    if sharding is not None and sharding.memory_kind == HOST:
+      continue
     shape = sharding.shard_shape(leaf.shape) if sharding is not None else leaf.shape
     total += math.prod(shape) * item_bytes(leaf.dtype)
   return total
@@ -168,13 +171,13 @@ def _cache(cache, module: hlo.Module) -> float:
 
 
 def _refuse(report: Report, text: str) -> None:
-  """What the compiler says of a program that does not fit."""
-  report.refused = re.sub(r"\s+", " ", text.split("RESOURCE_EXHAUSTED:")[-1]).strip()[:400]
-  used = re.search(r"Used ([\d.]+)([KMG])i?B? of", text)
-  if used:
-    whole = float(used[1]) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[used[2]]
-    arguments = sum(report.held[name] for name in report.held)
-    report.temporaries = max(0.0, whole - arguments)
+  """What the compiler says of a program that does not fit, and how large its temporaries are if it says so."""
+  said = re.sub(r"\s+", " ", text.split("RESOURCE_EXHAUSTED:")[-1]).strip()
+  report.refused = said.partition(" Largest program allocations")[0][:400]
+  units = {"K": 1 << 10, "M": 1 << 20, "G": GIB}
+  found = re.search(r"(?:HLO temporaries \(|HLO temp )([\d.]+)([KMG])", said)
+  if found:
+    report.temporaries = float(found[1]) * units[found[2]]
 
 
 def _of_partitioner(text: str) -> list[str]:
