@@ -88,6 +88,7 @@ ENTRY %main (a: bf16[4,8], b: bf16[8,16], c: f32[32,8]) -> (f32[4,16], f32[4,8])
   %fusion.2 = bf16[32,8]{1,0:T(8,128)(2,1)} fusion(%a), kind=kCustom, calls=%fused.2
   %fusion.3 = f32[4,8]{1,0:T(8,128)} fusion(%c), kind=kCustom, calls=%scatter.1
   %all-reduce.9 = f32[6]{0} all-reduce(%c), channel_id=9, replica_groups=[8,2]<=[16], to_apply=%add
+  %slice.5 = f32[2,8]{1,0:T(8,128)} slice(%c), slice={[0:2], [0:8]}
   %copy.3.remat = f32[4,8]{1,0:T(8,128)} copy(%fusion.3)
   ROOT %tuple = (f32[4,16]{1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)}) tuple(%fusion.1, %fusion.3)
 }
@@ -117,7 +118,7 @@ def test_what_lies_beside_the_core_is_no_traffic_and_recomputation_is_seen():
   module = hlo.Module(TPU)
   large = {"a": 4 * 8 * 2, "c": 32 * 8 * 4}
   fusions = large["a"] + 4 * 16 * 4 + large["a"] + 32 * 8 * 2 + large["c"] + 4 * 8 * 4
-  rest = large["c"] + 6 * 4 + 2 * (4 * 8 * 4)  # all-reduce.9, and the copy
+  rest = large["c"] + 6 * 4 + 2 * (2 * 8 * 4) + 2 * (4 * 8 * 4)  # all-reduce.9, slice and copy
   assert module.costs().bytes == fusions + rest
   assert module.recomputed() == 1
   assert [size for size, *_ in module.largest(1)] == [32 * 8 * 2]
