@@ -110,7 +110,9 @@ def config_of(case: Case) -> dict:
   config = dict(
     seed=0,
     stages=(STAGES.get(case.task, "policy"),),
-    model=dict(source=case.architecture["source"], dtype=case.dtype),
+    model=dict(
+      source=case.architecture["source"], random=_random(case.architecture), dtype=case.dtype
+    ),
     lora=dict(rank=0),
     data=dict(max_tokens=width),
     rollout=dict(max_new_tokens=written, stop_tokens=(), temperature=1.0, slots=slots),
@@ -123,8 +125,6 @@ def config_of(case: Case) -> dict:
     grpo=online_ | dict(kl_coef=0.04, group=case.shape.get("group", 2)),
     rewards=dict(terms=(f"{HERE / 'odd.py'}:odd",)) if case.task == "grpo" else {},
   )
-  if case.architecture["source"] == "random":
-    config["model"]["random"] = _random(case.architecture)
   if case.low_memory:
     section = config[STAGES.get(case.task, case.task if case.task in config else "dpo")]
     config["model"]["remat"] = True
@@ -167,8 +167,6 @@ def _patches(case: Case, clock: Clock):
   yield mock.patch.object(setup.tasks, "load_task", lambda *_, **__: _task(case))
   yield mock.patch.object(setup, "learned_tokenizer", lambda data, size, seed: _words(size))
   yield mock.patch.object(loop, "run", _timed(loop.run, case, clock))
-  if not case.cached_reference:  # then each step computes it
-    yield mock.patch.object(stages, "reference_logps", lambda *_: None)
   if case.ragged and case.writes:
     ending = _ending_as_drawn(refill.write, case)
     yield mock.patch.object(refill, "write", ending)
@@ -179,8 +177,10 @@ def _timed(run, case: Case, clock: Clock):
   """The library's loop with a tick before every iteration."""
 
   def timed(state, iterate, *, row_ids, **others):
-    if case.ragged:  # an epoch, in which every width is compiled
-      clock.warmup = max(clock.warmup, case.steps)
+    if (
+      case.ragged and not case.writes
+    ):  # two epochs, so that every width has been compiled and called again
+      clock.warmup = max(clock.warmup, 2 * case.steps)
 
     def ticking(state, step):
       clock.tick()
@@ -265,7 +265,10 @@ def _stage(case: Case, made: setup.Setup, clock: Clock) -> None:
     _write(case, made, clock)
   else:
     scored = _reward_model(made) if case.task == "ppo" else None
-    stages.policy(made, made.pretrained, scored)
+    doing = stages.TRAINING
+    if not case.cached_reference:  # then each step computes it
+      doing = doing._replace(reference_logps=lambda *_: None)
+    stages.policy(made, made.pretrained, scored, doing=doing)
 
 
 def _reward_model(made: setup.Setup):
