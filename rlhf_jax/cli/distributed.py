@@ -50,6 +50,8 @@ def join(args: argparse.Namespace) -> None:
     return
   import jax
 
+  if jax.distributed.is_initialized():
+    return
   jax.distributed.initialize(
     args.coordinator,
     args.processes,

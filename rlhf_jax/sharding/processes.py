@@ -101,7 +101,7 @@ def gather(value: Any) -> list:
   """What each process gives, in their order; JSON values."""
   if not several():
     return [value]
-  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  text = np.frombuffer(json.dumps(value, default=float).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(text)))
   texts = multihost_utils.process_allgather(_padded(text, int(sizes.max())))
   return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
@@ -119,7 +119,7 @@ def from_first(function: Callable[[], Any]) -> Any:
   """What `function()` returns on the first process, which alone calls it, on all; a JSON value."""
   if not several():
     return function()
-  text = json.dumps(function()).encode() if is_first() else b""
+  text = json.dumps(function(), default=float).encode() if is_first() else b""
   text = np.frombuffer(text, np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   text = multihost_utils.broadcast_one_to_all(_padded(text, size))
