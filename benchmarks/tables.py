@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--machine", type=Path, default=RESULTS / "machine.jsonl")
   parser.add_argument("--page", type=Path, default=PAGE)
   args = parser.parse_args(argv)
-  timings, products = Timings(read(args.results)), read(args.machine)
+  timings = Timings(read(args.results))
+  machines = {row["machine"] for timing in timings.all for row in timing.rows}
+  products = [row for row in read(args.machine) if row["machine"] in machines]
   drawn = dict(charts.draw(timings, products, args.page))
   found = tables(timings, products) | {
     kind: f"![{plot.shows}]({drawn[kind].name})" if kind in drawn else NOTHING
