@@ -15,7 +15,7 @@ help:
 	@echo "make test        all tests but those that take minutes each"
 	@echo "make test-slow   those"
 	@echo "make lint        style"
-	@echo "make bench       the benchmark of this library, into docs/performance.md; about half an hour"
+	@echo "make bench       the benchmark of this library, into docs/performance.md; under an hour"
 	@echo "make bench-gpu   the benchmark at the shapes of a GPU, or at small ones without"
 	@echo "make bench-peers the benchmark beside TRL, Tunix and a bare JAX loop, in their own environments"
 	@echo "make clean       removes .venv and caches; runs/ stays"
