@@ -12,7 +12,8 @@ import numpy as np
 from rlhf_jax import sharding
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
-from rlhf_jax.data.examples import Example, Logps, Record
+from rlhf_jax.data.examples import Example, Layout, Logps, Ranking, Record
+from rlhf_jax.sharding import processes
 from rlhf_jax.training import loop, optimizer, progress
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.setup import Setup, assert_multiple
@@ -38,7 +39,7 @@ class Batches(NamedTuple):
   """A run's batches as functions of the step, so that the data cursor is the step itself."""
 
   steps: int
-  at: Callable[[int], Any]  # step -> host batch
+  at: Callable[..., Any]  # step -> host batch; or step and some of its rows -> those
   ids: Callable[[int], list]  # step -> the names of its rows
 
 
@@ -67,7 +68,9 @@ def run(
   del params  # the state has a copy of its own, and this one would stay while it trains
 
   def iterate(state, step):
-    batch = setup.place_batch(batches.at(step))
+    size = settings.batch_size
+    own = batches.at(step, processes.own_rows(setup.mesh, size))
+    batch = processes.place_own_rows(own, setup.mesh, size)
     state, metrics = train_step(state, frozen, batch, config)
     if progress.due(settings.evaluate_every, step, batches.steps):
       metrics = metrics | progress.measure(setup, state.params, frozen, updates=step + 1)
@@ -104,7 +107,7 @@ def packed(
   asked = examples.asked_of(rows, width)
   return Batches(
     steps=_steps(settings, len(rows) / settings.batch_size),
-    at=lambda step: examples.collate(chosen(step), width, asked),
+    at=lambda step, own=None: examples.collate(_own(chosen(step), own), width, asked),
     ids=lambda step: [example.id for row in chosen(step) for example in row],
   )
 
@@ -122,9 +125,9 @@ def padded(
   plan = _plan(records, settings, seed)
   layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
 
-  def at(step: int):
+  def at(step: int, own: np.ndarray | None = None):
     width, chosen = plan[step]
-    return examples.collate_records(chosen, layouts[width], ref_logps)
+    return _collated(chosen, own, layouts[width], ref_logps)
 
   return Batches(
     steps=len(plan),
@@ -159,17 +162,34 @@ def bootstrapped(
   batches = [(width_of(step), rows(step)) for step in range(steps)]
   layouts = examples.layouts(batches, share_prompt=settings.share_prompt)
 
-  def at(step: int):
+  def at(step: int, own: np.ndarray | None = None):
     width, chosen = batches[step]
     batch = examples.collate_records(chosen, layouts[width])
     apart = lambda x: np.swapaxes(x.reshape(members, -1, *x.shape[1:]), 0, 1)
-    return jax.tree.map(apart, batch)
+    return _taken(jax.tree.map(apart, batch), own)
 
   return Batches(
     steps=steps,
     at=at,
     ids=lambda step: [record.id for record in batches[step][1]],
   )
+
+
+def _collated(
+  records: list[Record], own: np.ndarray | None, layout: Layout, ref_logps: Logps | None
+):
+  """The batch of `records`, or its rows `own`, which alone are collated; but rankings, whose longest is as long as all."""
+  if isinstance(records[0], Ranking):
+    return _taken(examples.collate_records(records, layout, ref_logps), own)
+  return examples.collate_records(_own(records, own), layout, ref_logps)
+
+
+def _own(things: list, rows: np.ndarray | None) -> list:
+  return things if rows is None else [things[i] for i in rows]
+
+
+def _taken(batch, rows: np.ndarray | None):
+  return batch if rows is None else jax.tree.map(lambda x: x[rows], batch)
 
 
 def _plan(

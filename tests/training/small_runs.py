@@ -1,7 +1,13 @@
 """Runs of the tiny experiment that cost little: one layer, a few dozen short texts, a few steps of each stage."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -54,6 +60,69 @@ def arguments(workdir: Path, data: list[str], *options: str) -> list[str]:
   """Of `rlhf-jax`: the tiny experiment made small, in `workdir`."""
   tiny = ROOT / "experiments" / "tiny.py"
   return ["train", f"--config={tiny}", f"--workdir={workdir}", *OPTIONS, *data, *options]
+
+
+def environment(devices: int) -> dict[str, str]:
+  """Of a process with so many devices, whose programs are compiled in half the time and kept."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+  }
+
+
+PROGRAM = """
+import json, sys
+from rlhf_jax.cli import main
+codes = (main(run) for run in json.loads(sys.argv[1]))
+sys.exit(next(filter(None, codes), 0))
+"""
+
+
+class End(NamedTuple):
+  """How a process ended."""
+
+  code: int
+  out: str
+  error: str
+
+
+def start(runs: list[list[str]], devices: int) -> subprocess.Popen:
+  """`rlhf-jax` with each of the arguments `runs` in turn, in one process with so many devices."""
+  return subprocess.Popen(
+    [sys.executable, "-c", PROGRAM, json.dumps(runs)],
+    cwd=ROOT,
+    env=environment(devices),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def start_two(runs: list[list[str]]) -> list[subprocess.Popen]:
+  """`start` as two processes of two devices each, which find each other on this machine."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  job = [f"--coordinator=localhost:{port}", "--processes=2", "--heartbeat=10"]
+  return [start([[*run, *job, f"--process={i}"] for run in runs], devices=2) for i in range(2)]
+
+
+def ends(processes: list[subprocess.Popen]) -> list[End]:
+  """Of each process, once all have ended; their pipes are read side by side."""
+  with ThreadPoolExecutor() as threads:
+    said = list(threads.map(lambda process: process.communicate(), processes))
+  return [End(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[dict]:
+  """`ends` as dicts, where all have done what they were asked."""
+  found = ends(processes)
+  assert not any(end.code for end in found), [end.error[-3000:] for end in found]
+  return [end._asdict() for end in found]
 
 
 def rows(path: Path) -> list[dict]:
