@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def flops(jaxpr: core.Jaxpr, turns: int = 1) -> float:
-  """Of `jaxpr` and what it calls; loops of unknown length take `turns`, and of several branches the dearest counts."""
+  """Of what `jaxpr` needs for its results; loops of unknown length take `turns`, and of several branches the dearest counts."""
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _all_flops(needed, turns)
+
+
+def _all_flops(jaxpr: core.Jaxpr, turns: int) -> float:
   total = 0.0
   for equation in jaxpr.eqns:
     name, inner = equation.primitive.name, _inner(equation.params)
-    each = [flops(called, turns) for called in inner]
+    each = [_all_flops(called, turns) for called in inner]
     if name == "dot_general":
       total += _product(equation)
     elif name == "scan":

@@ -47,6 +47,15 @@ def test_a_loop_costs_as_often_as_it_turns(function, products):
   assert costs.unknown == ()
 
 
+def test_products_whose_result_nobody_asks_for_are_not_asked_for():
+  def unused(x, weights):
+    jax.lax.map(lambda w: (x @ w).sum(), weights)
+    return x @ weights[0]
+
+  _, asked = counted(unused)
+  assert asked == PRODUCT
+
+
 def test_a_loop_reads_a_slice_of_what_it_scans():
   costs, _ = counted(looped, 50)
   weights = 4 * 50 * M * M
