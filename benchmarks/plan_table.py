@@ -149,9 +149,9 @@ def table(rows: list[Row]) -> str:
 def write_tables() -> None:
   page = PAGE.read_text()
   for name, rows in (("pods", pods()), ("flags", flags())):
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = page.partition(begin)
-    page = before + begin + table(rows) + end + rest.partition(end)[2]
+    page = f"{before}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}"
   PAGE.write_text(page)
 
 
