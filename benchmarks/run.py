@@ -94,10 +94,14 @@ def libraries(peers: Path) -> dict[str, Library]:
       both,
       tasks=("sft", "dpo", "gen", "grpo", "ppo"),
       ragged=("sft", "dpo"),
-      on_large={"bfloat16": ()},
+      on_large={"float32": ("sft", "dpo", "gen", "grpo"), "bfloat16": ()},
     ),
     "bare": Library(
-      (*ours, "benchmarks.peers.bare"), both, tasks=("sft", "rm", "dpo", "gen", "ppo"), ragged=()
+      (*ours, "benchmarks.peers.bare"),
+      both,
+      tasks=("sft", "rm", "dpo", "gen", "ppo"),
+      ragged=(),
+      on_large={"float32": ()},
     ),
   }
 
