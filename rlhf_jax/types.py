@@ -88,9 +88,17 @@ class Shared:
   @property
   def alone(self) -> Sequences:
     """Each answer in a row of its own, [N · G, T]."""
-    flat = lambda x: self.apart(x).reshape(-1, self.at.shape[2])
+    N, G, T = self.at.shape
+    flat = lambda x: self.apart(x).reshape(-1, T)
     rows = self.rows
-    return Sequences(*map(flat, (rows.tokens, rows.positions, rows.segments, rows.response_mask)))
+    asked = None
+    if self.fork is not None:
+      P, _ = self.fork
+      asked = jnp.broadcast_to(jnp.arange(P, T)[None], (N * G, T - P))
+    tokens, positions, segments, response = map(
+      flat, (rows.tokens, rows.positions, rows.segments, rows.response_mask)
+    )
+    return Sequences(tokens, positions, segments, response, asked=asked)
 
   def apart(self, x: Array) -> Array:
     """What belongs to the tokens of each answer, [N, G, T, ...], of x[N, W, ...]; 0 is padding."""
@@ -190,6 +198,8 @@ class LanguageModel(NamedTuple):
   decode_step: Callable  # (params, token int32[B], cache) -> (hidden[B, D], cache)
   # (params, tokens[k, T], positions, segments, cache, rows int32[k]) -> (hidden[k, T, D], cache); these rows forget the rest
   prefill_rows: Callable
+  # () -> whether `hidden` may be given a `fork` where the program runs; else each answer takes a row of its own
+  forks: Callable = lambda: True
 
 
 class Words(NamedTuple):
