@@ -40,3 +40,17 @@ def test_gradients_on_a_mesh_are_those_of_one_device(config, params, rows, case)
   whole = float(optax.global_norm(one[1]))
   for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
     assert np.linalg.norm(a - b) <= tolerance * (np.linalg.norm(b) + 1e-3 * whole)
+
+
+def test_sequence_sharding_lays_time_over_tensor_before_every_block(config, params):
+  tokens = jnp.zeros((2, 6), jnp.int32)
+  rows = tokens, jnp.arange(6)[None] + tokens, tokens + 1
+
+  def spread(sequence):
+    model = registry.language_model(config, sequence=sequence)
+    with jax.set_mesh(sharding.make_mesh(1, 2, 2)):
+      steps = jax.make_jaxpr(model.hidden)(params, *rows).eqns
+    specs = [s.params["sharding"].spec for s in steps if s.primitive.name == "sharding_constraint"]
+    return sum(spec[1] == "tensor" for spec in specs)
+
+  assert spread(True) == config.num_layers and spread(False) == 0
