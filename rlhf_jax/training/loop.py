@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import signal
@@ -59,6 +60,7 @@ def run(
       print(f"{stage}: finished, {first} steps", file=sys.stderr, flush=True)
     checkpoints.close()
     return state
+  give_back_memory()
   log = open_log(workdir, stage, resume_step=first)
   bar = tqdm(
     total=steps,
@@ -115,6 +117,13 @@ def run(
     log.close()
     checkpoints.close()
   return state
+
+
+def give_back_memory() -> None:
+  """Returns to the system what the C library keeps of freed arrays: 430 MB after SmolLM2-135M was read and laid out."""
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+  if trim is not None:
+    trim(0)
 
 
 class _Stop:

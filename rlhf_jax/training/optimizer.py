@@ -9,6 +9,25 @@ import optax
 from rlhf_jax.config import hyperparameters, option
 
 
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+  """Gradients of a norm above `most` scaled down to it.
+
+  By one factor that is 1 below, where `optax.clip_by_global_norm` divides every number: a product is computed where it is used, and
+  quotients are kept, which takes a second tree of gradients (466 of 1,027 MB of a step of SmolLM2-135M's temporary memory).
+  """
+
+  def update(gradients, state, params=None):
+    norm = optax.global_norm(gradients)
+    return jax.tree.map(lambda g: g * _within(most, norm).astype(g.dtype), gradients), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _within(most: float, norm: jax.Array) -> jax.Array:
+  """The factor that makes a norm above `most` equal to it, and 1 for others."""
+  return jnp.where(norm < most, 1.0, most / norm)
+
+
 def scale_by_adam_tf(
   b1: float, b2: float, eps: float, mu_dtype: str = "float32"
 ) -> optax.GradientTransformation:
@@ -38,7 +57,7 @@ def scale_by_adafactor() -> optax.GradientTransformation:
   """
   return optax.chain(
     optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=128),
-    optax.clip_by_block_rms(1.0),
+    optax.stateless_with_tree_map(lambda u, _: u * _within(1.0, jnp.sqrt(jnp.mean(u * u)))),
   )
 
 
@@ -110,11 +129,7 @@ def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransforma
   if warmup:
     rise = optax.linear_schedule(1.0 / warmup, 1.0, warmup)
     schedule = optax.join_schedules([rise, schedule], [warmup])
-  clip = (
-    optax.identity()
-    if settings.clip_norm is None
-    else optax.clip_by_global_norm(settings.clip_norm)
-  )
+  clip = optax.identity() if settings.clip_norm is None else clip_by_global_norm(settings.clip_norm)
   direction = DIRECTIONS[settings.optimizer](settings)
   if settings.optimizer_memory == "host":
     direction = in_host_memory(direction)

@@ -134,3 +134,13 @@ def test_what_would_have_no_effect_or_no_memory_is_refused(monkeypatch):
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
   with pytest.raises(ValueError, match="optimizer_memory='host' needs memory of the kind pinned"):
     from_dict(optimizer.Settings, dict(optimizer_memory="host"), where="sft")
+
+
+def test_gradients_are_scaled_to_the_norm_that_is_allowed_and_smaller_ones_left_alone():
+  tx = optimizer.clip_by_global_norm(2.0)
+  large = {"a": jnp.array([3.0]), "b": jnp.array([0.0, -4.0])}  # of norm 5
+  clipped, _ = tx.update(large, tx.init(large))
+  np.testing.assert_allclose(clipped["a"], [1.2], rtol=1e-6)
+  np.testing.assert_allclose(clipped["b"], [0.0, -1.6], rtol=1e-6)
+  small = {"a": jnp.array([0.3, 1.1])}
+  np.testing.assert_array_equal(tx.update(small, tx.init(small))[0]["a"], small["a"])
