@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-PEAKS = Path(__file__).parent / "results/machine.jsonl"  # by benchmarks/machine.py
+RESULTS = Path(__file__).parent / "results"
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 _compiled = []
@@ -85,12 +85,18 @@ def peak_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peaks_file() -> Path:
+  """What benchmarks/machine.py writes."""
+  kind = jax.default_backend()
+  return RESULTS / ("machine.jsonl" if kind == "cpu" else f"machine_{kind}.jsonl")
+
+
 def peaks() -> dict[str, float]:
   """FLOP/s of the machine's best product by dtype, and bytes/s as "bandwidth"; {} where they were not measured here."""
-  if not PEAKS.is_file():
+  if not peaks_file().is_file():
     return {}
   found: dict[str, float] = {}
-  for line in PEAKS.read_text(encoding="utf-8").splitlines():
+  for line in peaks_file().read_text(encoding="utf-8").splitlines():
     row = json.loads(line)
     if row["machine"] != machine():
       continue

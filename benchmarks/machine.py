@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     lines.append(json.dumps(row | about))
     print(lines[-1], flush=True)
   if args.write:
-    gauge.PEAKS.parent.mkdir(exist_ok=True)
-    gauge.PEAKS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written to {gauge.PEAKS}", file=sys.stderr)
+    gauge.RESULTS.mkdir(exist_ok=True)
+    gauge.peaks_file().write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"written to {gauge.peaks_file()}", file=sys.stderr)
 
 
 def measurements(models: list[str], tokens: int) -> Iterator[dict]:

@@ -51,12 +51,13 @@ class Library(NamedTuple):
   ragged: tuple[str, ...] = TASKS  # tasks of the ragged set
   least_warmup: int = 1
   path: dict[str, str] = {}  # PYTHONPATH of a task
+  on_gpu: tuple[str, ...] | None = None  # what its script is told there, None where it is not timed
   # On models larger than S, of a dtype the tasks in which it may be the best; each of its own takes as long as the others.
   on_large: dict[str, tuple[str, ...]] = {}
 
   def takes(self, job: Job) -> bool:
     tasks = self.tasks if job.set == "fixed" else self.ragged
-    if job.model not in ("XS", "S"):
+    if job.model not in ("XS", "S") and not GPU:
       tasks = set(tasks) & set(self.on_large.get(job.dtype, TASKS))
     return job.task in tasks
 
@@ -82,11 +83,17 @@ def libraries(peers: Path) -> dict[str, Library]:
   both = {"float32": ("float32",), "bfloat16": ("bfloat16",)}
   ours = (sys.executable, "-m")
   return {
-    "ours": Library((*ours, "benchmarks.case"), both, least_warmup=2),
+    "ours": Library(
+      (*ours, "benchmarks.case"),
+      both,
+      least_warmup=2,
+      on_gpu=("--config.model.source=random",),
+    ),
     "trl": Library(
       (str(peers / "trl/bin/python"), "-m", "benchmarks.peers.trl"),
       {"float32": ("float32",), "bfloat16": ("mixed", "bfloat16")},
       path={"ppo": str(peers / "trl-1.12")},
+      on_gpu=("--device=cuda", "--random"),
       on_large={"bfloat16": ("gen", "grpo")},
     ),
     "tunix": Library(
@@ -106,6 +113,7 @@ def libraries(peers: Path) -> dict[str, Library]:
   }
 
 
+GPU = any(map(os.path.exists, environment.ACCELERATORS))
 LIBRARIES = libraries(ROOT / os.environ.get("PEERS_DIR", ".venv-peers"))
 
 
@@ -143,8 +151,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a case")
   parser.add_argument("--results", type=Path, help="benchmarks/results/cpu.jsonl or gpu.jsonl")
   args = parser.parse_args(argv)
-  there = any(map(os.path.exists, environment.ACCELERATORS))
-  args.models = args.models or ((("M", "1B") if there else ("XS",)) if args.gpu else ("S", "M"))
+  args.models = args.models or ((("M", "1B") if GPU else ("XS",)) if args.gpu else ("S", "M"))
   args.dtypes = args.dtypes or (("bfloat16",) if args.gpu else ("float32", "bfloat16"))
   args.results = args.results or RESULTS / ("gpu.jsonl" if args.gpu else "cpu.jsonl")
   for name, values, known in (
@@ -169,7 +176,7 @@ def matrix(args) -> list[Job]:
       for own in LIBRARIES[name].dtypes[dtype]:
         flags = tuple(f"--{option}" for option in options)
         job = Job(name, task, model, own, set_, flags, round_)
-        if LIBRARIES[name].takes(job):
+        if LIBRARIES[name].takes(job) and not (GPU and LIBRARIES[name].on_gpu is None):
           found.append(job)
   return found
 
@@ -212,7 +219,8 @@ def command(job: Job) -> list[str]:
     f"--warmup={max(warmup, library.least_warmup)}",
     f"--steps={steps}",
   ]
-  return [*library.script, job.task, job.model, *flags, *job.options]
+  there = library.on_gpu or () if GPU else ()
+  return [*library.script, job.task, job.model, *flags, *there, *job.options]
 
 
 def surroundings(job: Job) -> dict[str, str]:

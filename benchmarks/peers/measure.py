@@ -38,11 +38,12 @@ class Case:
   warmup: int
   steps: int
   cached_reference: bool
+  device: str  # cpu or cuda
   options: dict[str, str | int | bool]
 
   @property
   def shape(self) -> dict[str, int]:
-    return SHAPES["tasks"][self.task][self.model]
+    return SHAPES["tasks" if self.device == "cpu" else "gpu"][self.task][self.model]
 
   @property
   def architecture(self) -> dict:
@@ -84,6 +85,9 @@ def parse(docstring: str, tasks: tuple[str, ...], dtypes: tuple[str, ...], **opt
   parser.add_argument("model", choices=tuple(SHAPES["models"]))
   parser.add_argument("--dtype", choices=dtypes, default="float32")
   parser.add_argument("--set", choices=("fixed", "ragged"), default="fixed")
+  parser.add_argument(
+    "--device", choices=("cpu", "cuda"), default="cpu", help="cuda takes the shapes of a GPU"
+  )
   parser.add_argument("--warmup", type=int)
   parser.add_argument("--steps", type=int)
   parser.add_argument("--cached-reference", action="store_true", help="DPO's, before the steps")
@@ -105,6 +109,7 @@ def parse(docstring: str, tasks: tuple[str, ...], dtypes: tuple[str, ...], **opt
     warmup=counts["warmup"] if args.warmup is None else args.warmup,
     steps=counts["timed"] if args.steps is None else args.steps,
     cached_reference=args.cached_reference,
+    device=args.device,
     options={name: getattr(args, name) for name in options},
   )
 
@@ -147,11 +152,27 @@ class Clock:
     return steps[self._case.warmup :][: self._case.steps]
 
 
-def report(case: Case, library: str, version: str, clock: Clock, tokens: int | None = None) -> None:
-  """Prints the JSON line. Tokens per second are of the median step where all steps are alike, of all steps otherwise."""
+def report(
+  case: Case,
+  library: str,
+  version: str,
+  clock: Clock,
+  tokens: int | None = None,
+  gpu: tuple[str, int] | None = None,
+) -> None:
+  """Prints the JSON line. Tokens per second are of the median step where all steps are alike, of all steps otherwise.
+
+  `gpu` is the name of the one that was used, and the peak bytes of its memory.
+  """
   times = clock.times
   tokens = case.tokens() if tokens is None else tokens
   seconds = sum(times) if case.ragged else statistics.median(times) * len(times)
+  machine, peak = (
+    f"{os.cpu_count()} x {_processor()}",
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+  )
+  if gpu is not None:
+    machine, peak = f"1 x {gpu[0]}", gpu[1]
   line = {
     "library": library,
     "version": version,
@@ -172,9 +193,9 @@ def report(case: Case, library: str, version: str, clock: Clock, tokens: int | N
     "n": len(times),
     "tokens": tokens,
     "tokens_per_s": round(tokens / seconds, 1),
-    "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    "peak_mb": round(peak / 2**20),
     "other_cores": round(clock.other_cores, 2),
-    "machine": f"{os.cpu_count()} x {_processor()}",
+    "machine": machine,
     "date": datetime.date.today().isoformat(),
   }
   print(json.dumps(line), flush=True)

@@ -45,6 +45,7 @@ def main() -> None:
     packing="",
     threads=measure.THREADS,
     low_memory=False,
+    random=False,
   )
   torch.set_num_threads(case.options["threads"])
   torch.manual_seed(0)
@@ -57,7 +58,10 @@ def main() -> None:
     f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
   )
   library = "transformers" if case.task == "gen" else "trl"
-  measure.report(case, library, version, clock, tokens)
+  gpu = None
+  if case.device == "cuda":
+    gpu = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+  measure.report(case, library, version, clock, tokens, gpu)
 
 
 def sft(case: Case, clock: Clock, folder: str) -> int | None:
@@ -138,8 +142,10 @@ def gen(case: Case, clock: Clock, folder: str) -> None:
   clock.tick()
   for rows in case.rows():
     prompts, mask = _left_padded([ids(row.prompt) for row in rows])
+    prompts, mask = prompts.to(case.device), mask.to(case.device)
     with torch.no_grad():
       model.generate(input_ids=prompts, attention_mask=mask, generation_config=sampling)
+    _finish(case)
     clock.tick()
 
 
@@ -165,8 +171,12 @@ def grpo(case: Case, clock: Clock, folder: str) -> None:
     shuffle_dataset=False,
     model_init_kwargs={"dtype": _weights_dtype(case), "attn_implementation": _attention(case)},
   )
+  source = case.folder
+  if case.options["random"]:  # TRL reads the reference from a folder
+    source = f"{folder}/model"
+    _lm(case).save_pretrained(source)
   trainer = trl.GRPOTrainer(
-    str(case.folder), reward, config, train_dataset=_dataset(prompts), **_common(case, clock)
+    str(source), reward, config, train_dataset=_dataset(prompts), **_common(case, clock)
   )
   trainer.model.generate = stop.wrap(trainer.model.generate)
   trainer.train()
@@ -218,13 +228,14 @@ TASKS = {"sft": sft, "rm": rm, "dpo": dpo, "gen": gen, "grpo": grpo, "ppo": ppo}
 class _Ticks(transformers.TrainerCallback):
   """A tick as training begins and after each step."""
 
-  def __init__(self, clock: Clock):
-    self._clock = clock
+  def __init__(self, case: Case, clock: Clock):
+    self._case, self._clock = case, clock
 
   def on_train_begin(self, *_, **__):
     self._clock.tick()
 
   def on_step_end(self, *_, **__):
+    _finish(self._case)
     self._clock.tick()
 
 
@@ -242,7 +253,7 @@ class _StopAt(transformers.LogitsProcessor):
   def wrap(self, generate):
     def wrapped(*args, **kwargs):
       lengths = [length for row in next(self._batches) for length in row.responses]
-      self._lengths, self._written = torch.tensor(lengths), 0
+      self._lengths, self._written = torch.tensor(lengths, device=self._case.device), 0
       processors = transformers.LogitsProcessorList([self])
       with _autocast(self._case):
         return generate(*args, logits_processor=processors, **kwargs)
@@ -253,9 +264,9 @@ class _StopAt(transformers.LogitsProcessor):
     self._written += 1
     ends = self._lengths == self._written
     scores[:, EOS] = -torch.inf
-    scores[ends] = -torch.inf
-    scores[ends, EOS] = 0.0
-    return scores
+    end = torch.full_like(scores[:1], -torch.inf)
+    end[:, EOS] = 0.0
+    return torch.where(ends[:, None], end, scores)
 
 
 def _config(case: Case, cls, folder: str, batch: int, **options):
@@ -268,7 +279,7 @@ def _config(case: Case, cls, folder: str, batch: int, **options):
     per_device_train_batch_size=batch // _parts(case, batch),
     gradient_accumulation_steps=_parts(case, batch),
     max_steps=case.warmup + case.steps,
-    use_cpu=True,
+    use_cpu=case.device == "cpu",
     bf16=case.dtype == "mixed",
     gradient_checkpointing=case.options["low_memory"],
     learning_rate=1e-5,
@@ -286,7 +297,7 @@ def _parts(case: Case, batch: int) -> int:
 
 def _common(case: Case, clock: Clock) -> dict:
   tokenizer = AutoTokenizer.from_pretrained(case.folder)
-  return {"processing_class": tokenizer, "callbacks": [_Ticks(clock)]}
+  return {"processing_class": tokenizer, "callbacks": [_Ticks(case, clock)]}
 
 
 def _weights_dtype(case: Case) -> torch.dtype:
@@ -294,7 +305,7 @@ def _weights_dtype(case: Case) -> torch.dtype:
 
 
 def _autocast(case: Case) -> torch.autocast:
-  return torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "mixed")
+  return torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "mixed")
 
 
 def _attention(case: Case) -> str:
@@ -302,15 +313,27 @@ def _attention(case: Case) -> str:
 
 
 def _lm(case: Case):
-  return AutoModelForCausalLM.from_pretrained(
-    case.folder, dtype=_weights_dtype(case), attn_implementation=_attention(case)
-  )
+  return _made(AutoModelForCausalLM, case)
 
 
 def _scorer(case: Case):
-  return AutoModelForSequenceClassification.from_pretrained(
-    case.folder, num_labels=1, dtype=_weights_dtype(case), attn_implementation=_attention(case)
-  )
+  return _made(AutoModelForSequenceClassification, case, num_labels=1)
+
+
+def _made(cls, case: Case, **options):
+  """A model with the weights of the case's folder, or with random ones."""
+  how = {"dtype": _weights_dtype(case), "attn_implementation": _attention(case)}
+  if not case.options["random"]:
+    return cls.from_pretrained(case.folder, **how, **options).to(case.device)
+  config = transformers.AutoConfig.from_pretrained(case.folder, **options)
+  with torch.device(case.device):
+    return cls.from_config(config, **how)
+
+
+def _finish(case: Case) -> None:
+  """Waits for what a GPU was given to do."""
+  if case.device == "cuda":
+    torch.cuda.synchronize()
 
 
 def _dataset(rows: list[dict]) -> datasets.Dataset:
