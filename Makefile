@@ -48,10 +48,7 @@ bench: .venv/dev .venv/model benchmarks/results/machine.jsonl
 	-$(BENCH) --more --scaling $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-bench-gpu: .venv/dev .venv/model benchmarks/results/machine.jsonl
-	$(BENCH) --gpu $(ARGS)
-
-benchmarks/results/machine.jsonl:
+benchmarks/results/machine.jsonl benchmarks/results/machine_gpu.jsonl:
 	$(BIN)/python -m benchmarks.machine --write
 
 clean:
@@ -83,3 +80,16 @@ clean:
 	@touch $@
 
 include benchmarks/peers/peers.mk
+
+# Without a GPU, small shapes. TRL beside it where PEERS_DIR holds its environment, on a PyTorch for CUDA:
+#   make .venv-peers/trl/ready TORCH=torch==2.13.0 TORCH_INDEX=
+THERE := $(wildcard /dev/nvidiactl)
+TRL := $(and $(THERE),$(wildcard $(PEERS_DIR)/trl/ready))
+COMMA := ,
+
+bench-gpu: .venv/dev .venv/model benchmarks/results/machine$(if $(THERE),_gpu).jsonl \
+    $(if $(TRL),.cache/peers/M/config.json .cache/peers/1B/config.json)
+	PEERS_DIR=$(PEERS_DIR) $(BENCH) --gpu --libraries=ours$(if $(TRL),$(COMMA)trl) $(ARGS)
+
+.cache/peers/%/config.json: .venv/model benchmarks/peers/make_model.py
+	$(BIN)/python -m benchmarks.peers.make_model $* --without-weights
