@@ -41,14 +41,20 @@ def pods() -> list[Row]:
   rows = []
   for size in SIZES:
     for pod, (topology, chips) in TOPOLOGIES.items():
-      parts = f"accumulate={256 // chips}"
-      dpo = (f"mesh.fsdp={chips}", f"dpo.{parts}")
+      dpo = (f"mesh.fsdp={chips}", f"dpo.accumulate={256 // chips}", *other_stages(chips))
       rows.append(Row(f"{size}_dpo on {pod}", f"{size}_dpo", topology, "dpo", dpo))
       ppo = ("mesh.tensor=8", f"mesh.fsdp={chips // 8}", "ppo.accumulate=8")
+      ppo = (*ppo, *other_stages(chips // 8))
       rows.append(
         Row(f"{size}_ppo_lora on {pod}", f"{size}_ppo_lora", topology, "rollout,ppo", ppo)
       )
   return rows
+
+
+def other_stages(shards: int) -> tuple[str, ...]:
+  """Their batches have to divide as well; 16 parts, the experiment's, do over 16 shards."""
+  parts = 256 // shards
+  return () if parts >= 16 else (f"sft.accumulate={parts}", f"reward_model.accumulate={parts}")
 
 
 FLAGS = {  # of the 8B shape on v5e-16: the row's name, and what it changes
