@@ -27,7 +27,7 @@ class Matrix(NamedTuple):
 
 FEW = Matrix(
   {"one": ("data=1", ("sft", "ppo")), "all": (EVERY_AXIS, ("sft", "ppo"))},
-  ("fsdp=2 tensor=2", ("sft", "ppo")),
+  ("fsdp=2 tensor=2", ("ppo",)),
   ("--config.rewards.terms=('length',)", "--config.rewards.length_target=2"),
 )
 MANY = Matrix(
@@ -110,6 +110,4 @@ def test_the_first_of_two_processes_writes_and_speaks_alone(few):
   first, second = json.loads((few / "said.json").read_text())
   assert "report: " in first["out"] and "step/s" in first["error"]
   assert "report: " not in second["out"] and "step/s" not in second["error"]
-  for stage, steps in (("sft", 12), ("ppo", 2)):
-    logged = [row["step"] for row in small_runs.metrics(few / "processes", stage)]
-    assert logged == list(range(1, steps + 1))
+  assert [row["step"] for row in small_runs.metrics(few / "processes", "ppo")] == [1, 2]
