@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import math
 import random
 import re
 from pathlib import Path
@@ -126,9 +125,9 @@ def config_of(case: Case) -> dict:
     rewards=dict(terms=(f"{HERE / 'odd.py'}:odd",)) if case.task == "grpo" else {},
   )
   if case.low_memory:
-    section = config[STAGES.get(case.task, case.task if case.task in config else "dpo")]
     config["model"]["remat"] = True
-    section["accumulate"] = math.gcd(packed if case.task == "sft" else rows, 4)
+    section = config[STAGES.get(case.task, case.task if case.task in config else "dpo")]
+    section["optimizer"] = "adafactor"
   for override in case.config:
     _override(config, *override.split("=", 1))
   return config
