@@ -78,9 +78,10 @@ def split(section: Mapping[str, Any], *classes, where: str = "config") -> tuple:
 
 def suggest(name: str, known) -> str:
   """`; did you mean X?` with the nearest of `known`, or the whole list."""
-  near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.5)
+  bare = {str(k).lstrip("-"): str(k) for k in known}  # dashes make all options alike
+  near = difflib.get_close_matches(str(name).lstrip("-"), list(bare), n=3, cutoff=0.5)
   if near:
-    return f"; did you mean {' or '.join(near)}?"
+    return f"; did you mean {' or '.join(bare[k] for k in near)}?"
   return f"; it takes {', '.join(sorted(str(k) for k in known))}."
 
 
