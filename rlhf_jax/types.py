@@ -198,8 +198,6 @@ class LanguageModel(NamedTuple):
   decode_step: Callable  # (params, token int32[B], cache) -> (hidden[B, D], cache)
   # (params, tokens[k, T], positions, segments, cache, rows int32[k]) -> (hidden[k, T, D], cache); these rows forget the rest
   prefill_rows: Callable
-  # () -> whether `hidden` may be given a `fork` where the program runs; else each answer takes a row of its own
-  forks: Callable = lambda: True
 
 
 class Words(NamedTuple):

@@ -196,12 +196,8 @@ def language_model(
       length=cache.length,
     )
 
-  def forks() -> bool:
-    # In bfloat16 on a CPU, XLA (jax 0.10.2) makes a program of the gradient that ends the process (SIGSEGV).
-    return not (dtype == "bfloat16" and sharding.platform() == "cpu")
-
   return LanguageModel(
-    config, init, hidden, unembed, q_values, init_cache, prefill, decode_step, prefill_rows, forks
+    config, init, hidden, unembed, q_values, init_cache, prefill, decode_step, prefill_rows
   )
 
 

@@ -65,7 +65,7 @@ def make_policy(
     return None
 
   def evaluate(params, frozen, sequences: Sequences | Shared, temperature=1.0) -> TokenStats:
-    seen = _seen(sequences, model)
+    seen = _seen(sequences)
     rows = seen.rows
     hidden, unembed = trunk(params, frozen, seen)
     logps, entropy, collision = logprobs.token_stats(
@@ -74,7 +74,7 @@ def make_policy(
     return seen.apart(TokenStats(logps, entropy, values(params, frozen, seen, hidden), collision))
 
   def compare(params, other, frozen, sequences: Sequences | Shared, temperature=1.0):
-    seen = _seen(sequences, model)
+    seen = _seen(sequences)
     rows = seen.rows
     hidden_p, unembed_p = trunk(params, frozen, seen)
     hidden_q, unembed_q = trunk(other, frozen, seen)
@@ -114,7 +114,7 @@ def make_policy(
   def over_vocabulary(function, trees, frozen, sequences: Sequences, temperature=1.0):
     return logprobs.over_vocabulary(
       function,
-      [trunk(tree, frozen, _seen(sequences, model))[0] for tree in trees],
+      [trunk(tree, frozen, _seen(sequences))[0] for tree in trees],
       sequences.tokens,
       sequences.segments,
       [view(tree, frozen, temperature) for tree in trees],
@@ -146,13 +146,13 @@ def make_scorer(
     return _trunk(model, lora_scale, params["model"], base, seen)[0]
 
   def outputs(params, frozen, sequences: Sequences | Shared) -> Array:
-    seen = _seen(sequences, model)
+    seen = _seen(sequences)
     hidden = seen.at_last(hidden_of(params, frozen, seen))
     said = heads.apply_head(params["reward_head"], hidden)
     return said if params["reward_head"]["kernel"].ndim == 2 else said[..., None]
 
   def tokens(params, frozen, sequences: Sequences | Shared) -> Array:
-    seen = _seen(sequences, model)
+    seen = _seen(sequences)
     return seen.apart(heads.apply_head(params["reward_head"], hidden_of(params, frozen, seen)))
 
   def score(params, frozen, sequences: Sequences | Shared) -> Array:
@@ -160,7 +160,7 @@ def make_scorer(
       said = outputs(params, frozen, sequences)
       weights = jnp.asarray(reading.weights or (1.0 / said.shape[-1],) * said.shape[-1])
       return jnp.sum(said * weights.reshape(*(1,) * (said.ndim - 1), -1), axis=-1)
-    seen = _seen(sequences, model)
+    seen = _seen(sequences)
     said = tokens(params, frozen, sequences)  # [B, T] or [N, G, T]
     flat = lambda x: x.reshape(-1, x.shape[-1])
     text, chosen = (flat(x) for x in seen.apart((seen.rows.tokens, seen.rows.response_mask)))
@@ -226,7 +226,7 @@ class _Seen(NamedTuple):
   fork: tuple[int, int] | None = None
 
 
-def _seen(sequences: Sequences | Shared, model: LanguageModel) -> _Seen:
+def _seen(sequences: Sequences | Shared) -> _Seen:
   def at(last: Array):  # int32[rows, answers]
     return lambda x: jnp.take_along_axis(x, last[..., None], axis=1)
 
@@ -236,9 +236,8 @@ def _seen(sequences: Sequences | Shared, model: LanguageModel) -> _Seen:
     last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1, keepdims=True)
     return _Seen(sequences, lambda tree: tree, lambda x: at(last)(x)[:, 0])
   N, G, _ = sequences.at.shape
-  forks = sequences.fork is None or model.forks()
-  if not (forks and sharding.spreads(N)):  # over the devices, as the answers do
-    alone = _seen(sequences.alone, model)
+  if not sharding.spreads(N):  # over the devices, as the answers do
+    alone = _seen(sequences.alone)
     group = lambda x: x.reshape(N, G, *x.shape[1:])
     return _Seen(
       alone.rows, lambda tree: jax.tree.map(group, tree), lambda x: group(alone.at_last(x))

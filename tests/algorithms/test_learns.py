@@ -201,7 +201,7 @@ def without_critic(module, steps=30, learning_rate=1e-2, **options):
   setup = SimpleNamespace(
     model=MODEL,
     dtype="float32",
-    lora=SimpleNamespace(scale=1.0),
+    decoding=lambda base, whole: whole,
     key=lambda purpose: jax.random.key(4),
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
