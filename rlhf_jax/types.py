@@ -88,17 +88,9 @@ class Shared:
   @property
   def alone(self) -> Sequences:
     """Each answer in a row of its own, [N · G, T]."""
-    N, G, T = self.at.shape
-    flat = lambda x: self.apart(x).reshape(-1, T)
+    flat = lambda x: self.apart(x).reshape(-1, self.at.shape[2])
     rows = self.rows
-    asked = None
-    if self.fork is not None:
-      P, _ = self.fork
-      asked = jnp.broadcast_to(jnp.arange(P, T)[None], (N * G, T - P))
-    tokens, positions, segments, response = map(
-      flat, (rows.tokens, rows.positions, rows.segments, rows.response_mask)
-    )
-    return Sequences(tokens, positions, segments, response, asked=asked)
+    return Sequences(*map(flat, (rows.tokens, rows.positions, rows.segments, rows.response_mask)))
 
   def apart(self, x: Array) -> Array:
     """What belongs to the tokens of each answer, [N, G, T, ...], of x[N, W, ...]; 0 is padding."""

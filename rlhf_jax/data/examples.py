@@ -174,6 +174,8 @@ class Layout(NamedTuple):
     None  # W, of a pair's row where both share their prompt; None keeps them apart
   )
   asked_shared: int | None = None  # R of such a row
+  # P, where such a row is P columns of what both begin with and then half of the rest for each answer
+  fork: int | None = None
 
 
 def collate(rows: Sequence[Sequence[Example]], width: int, asked: int | None = None) -> Sequences:
@@ -222,23 +224,26 @@ def collate_together(pairs: Sequence[Pair], layout: Layout) -> Shared:
   response = np.zeros(shape, np.float32)
   at = np.full((len(pairs), 2, layout.width), -1, np.int32)
   for i, pair in enumerate(pairs):
-    common = end = _in_common(pair)
-    parts = [(0, pair.chosen, 0, slice(0, common))]
+    common = _in_common(pair)
+    rest = [len(answer.tokens) - common for answer in pair.answers]
+    starts = (common, common + rest[0])
+    if layout.fork is not None:
+      starts = (layout.fork, (layout.fork + layout.shared) // 2)
     at[i, :, :common] = np.arange(common)
-    for branch, answer in enumerate(pair.answers, start=1):
-      size = len(answer.tokens)
-      at[i, branch - 1, common:size] = np.arange(end, end + size - common)
-      parts.append((branch, answer, end, slice(common, size)))
-      end += size - common
+    parts = [(0, pair.chosen, 0, slice(0, common))]
+    for branch, (answer, start, size) in enumerate(zip(pair.answers, starts, rest, strict=True), 1):
+      at[i, branch - 1, common : common + size] = np.arange(start, start + size)
+      parts.append((branch, answer, start, slice(common, common + size)))
     for branch, answer, start, part in parts:
       span = slice(start, start + part.stop - part.start)
       tokens[i, span] = answer.tokens[part]
       positions[i, span] = np.arange(part.start, part.stop)
       response[i, span] = answer.response_mask[part]
       branches[i, span] = branch
-    segments[i, :end] = 1
+      segments[i, span] = 1
   asked = _asked(response, layout.asked_shared)
-  return Shared(Sequences(tokens, positions, segments, response, branches, asked), at)
+  fork = None if layout.fork is None else (layout.fork, 2)
+  return Shared(Sequences(tokens, positions, segments, response, branches, asked), at, fork)
 
 
 def _in_common(pair: Pair) -> int:
@@ -272,9 +277,14 @@ def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
   shared = _round_up(max(map(_shared_width, records)))
   if shared > WORTHWHILE_SHARED * 2 * width:
     return layout
-  return layout._replace(
-    shared=shared, asked_shared=asked_of([pair.answers for pair in records], shared)
-  )
+  # Where all begin and go on for about as long, each part can have columns of its own, and attention knows them.
+  prompt = _round_up(max(map(_in_common, records)))
+  rest = max(len(a.tokens) - _in_common(pair) for pair in records for a in pair.answers)
+  forked = prompt + 2 * _round_up(rest)
+  fork = prompt if forked <= 1.1 * shared else None
+  shared = shared if fork is None else forked
+  asked = asked_of([pair.answers for pair in records], shared)
+  return layout._replace(shared=shared, asked_shared=asked, fork=fork)
 
 
 def collate_records(

@@ -30,6 +30,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 APART = Layout(12)
 NARROW = Layout(12, asked=8, shared=16, asked_shared=12)
 WIDE = Layout(12, asked=9, shared=21, asked_shared=13)
+FORKED = Layout(12, asked=8, shared=16, asked_shared=12, fork=6)
 
 
 def answered(prompt: list[int], response: list[int]) -> Example:
@@ -86,7 +87,7 @@ def apart(params):
   return told(params, APART)
 
 
-@pytest.mark.parametrize("layout", [NARROW, WIDE])
+@pytest.mark.parametrize("layout", [NARROW, WIDE, FORKED])
 def test_a_shared_prompt_and_its_padding_change_nothing_that_is_said_of_an_answer(
   params, apart, layout
 ):

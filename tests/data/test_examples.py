@@ -43,6 +43,17 @@ def test_a_pair_may_stand_in_one_row_with_its_prompt_once():
   np.testing.assert_array_equal(rows.asked, [[2, 3, 4, 5, -1], [2, -1, -1, -1, -1]])
   np.testing.assert_array_equal(batch.together.at[0], [[0, 1, 2, 3, 4], [0, 1, 5, -1, -1]])
   np.testing.assert_array_equal(batch.together.at[1], [[0, 1, 2, -1, -1]] * 2)
+  assert batch.together.fork is None
+
+
+def test_each_part_of_a_pairs_row_may_have_columns_of_its_own():
+  layout = examples.Layout(5, shared=9, asked_shared=5, fork=3)
+  together = examples.collate_records([Pair(LONG, SHORT)], layout).together
+  np.testing.assert_array_equal(together.rows.tokens, [[5, 6, 0, 8, 9, 10, 7, 0, 0]])
+  np.testing.assert_array_equal(together.rows.segments, [[1, 1, 0, 1, 1, 1, 1, 0, 0]])
+  np.testing.assert_array_equal(together.rows.branches, [[0, 0, 0, 1, 1, 1, 2, 0, 0]])
+  np.testing.assert_array_equal(together.at, [[[0, 1, 3, 4, 5], [0, 1, 6, -1, -1]]])
+  assert together.fork == (3, 2)
 
 
 def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
@@ -55,6 +66,9 @@ def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
     32: examples.Layout(32, asked=16, shared=40, asked_shared=24),
     8: examples.Layout(8),
   }
+  even = Pair(*(prompt.continued("a", [t] * 8) for t in (2, 3)))
+  forked = examples.layouts([(32, [even])], share_prompt=True)[32]
+  assert (forked.shared, forked.fork) == (40, 24)
   assert examples.layouts(batches, share_prompt=False)[24] == examples.Layout(24, asked=8)
 
 
