@@ -330,7 +330,7 @@ SOME = ANSWERS[[3, 26, 11, 5]]
 
 
 def config_of(name, **values):
-  group = {"group": 2} if hasattr(MODULES[name].Config, "group") else {}
+  group = {"group": 2} if getattr(MODULES[name].Config, "group", 1) > 1 else {}
   return MODULES[name].Config(**{**group, **values})
 
 

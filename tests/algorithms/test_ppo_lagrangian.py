@@ -46,11 +46,9 @@ def share(params, frozen, sequences) -> jax.Array:
 @functools.cache
 def collect():
   """What is good is also what costs."""
-  lora = SimpleNamespace(scale=1.0)
   scorer = Scorer(share)
-  setup = SimpleNamespace(
-    model=MODEL, dtype="float32", lora=lora, scorer=scorer, cost_scorer=scorer
-  )
+  whole = lambda base, params: params
+  setup = SimpleNamespace(model=MODEL, decoding=whole, scorer=scorer, cost_scorer=scorer)
   return jax.jit(online.make_collect(setup), compiler_options=QUICKLY)
 
 
