@@ -753,8 +753,7 @@ def share(rows: types.Sequences) -> jax.Array:
 
 SETUP = SimpleNamespace(
   model=MODEL,
-  dtype="float32",
-  lora=SimpleNamespace(scale=1.0),
+  decoding=lambda base, whole: whole,
   scorer=types.Scorer(lambda params, frozen, rows: share(rows)),
 )
 LEARNERS = {
