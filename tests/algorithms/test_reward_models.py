@@ -87,11 +87,8 @@ MARGIN = np.array([0.25, 0.0, -0.5, 1.0])
 def pairs(preference=PREFERENCE, margin=MARGIN) -> types.PreferenceBatch:
   """Pairs (0, B), (1, B + 1), …: the scores are all chosen, then all rejected."""
   B = len(preference)
-  rows = jax.tree.map(lambda x: (x[:B], x[B:]), sequences(2 * B))
-  chosen, rejected = (
-    types.Sequences(*(getattr(rows, f)[i] for f in types.Sequences.__dataclass_fields__))
-    for i in range(2)
-  )
+  rows = sequences(2 * B)
+  chosen, rejected = jax.tree.map(lambda x: x[:B], rows), jax.tree.map(lambda x: x[B:], rows)
   return types.PreferenceBatch(chosen, rejected, jnp.asarray(preference), jnp.asarray(margin))
 
 
