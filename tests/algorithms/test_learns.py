@@ -41,7 +41,7 @@ from rlhf_jax.models.policy import make_policy, make_scorer
 from rlhf_jax.rollout.generate import Sampling, generate
 from rlhf_jax.training import online, replay, value_heads
 from rlhf_jax.training.step import init_state, make_train_step
-from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Scorer, Sequences
+from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Scorer, Sequences, Shared
 
 V, D, B, P, N, GOOD = 7, 16, 32, 2, 6, 3
 CONFIG = llama.LlamaConfig(
@@ -66,8 +66,10 @@ write = jax.jit(
 )
 
 
-def share(sequences: Sequences) -> jax.Array:
+def share(sequences: Sequences | Shared) -> jax.Array:
   """The reward: how much of each response is the good token, float32[B]."""
+  if isinstance(sequences, Shared):
+    sequences = sequences.alone
   chosen = sequences.response_mask
   return jnp.sum((sequences.tokens == GOOD) * chosen, axis=-1) / jnp.sum(chosen, axis=-1)
 
@@ -143,8 +145,7 @@ def offline(module, batch_at=random_pairs, steps=40, **options):
 def by_ppo(critic, **options):
   setup = SimpleNamespace(
     model=MODEL,
-    dtype="float32",
-    lora=SimpleNamespace(scale=1.0),
+    decoding=lambda base, whole: whole,
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
   collect = jax.jit(online.make_collect(setup))
@@ -166,8 +167,7 @@ def by_ppo(critic, **options):
 def by_a2c():
   setup = SimpleNamespace(
     model=MODEL,
-    dtype="float32",
-    lora=SimpleNamespace(scale=1.0),
+    decoding=lambda base, whole: whole,
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
   )
   collect = jax.jit(online.make_collect(setup))
@@ -200,7 +200,6 @@ def by_ilql(steps=40):
 def without_critic(module, steps=30, learning_rate=1e-2, **options):
   setup = SimpleNamespace(
     model=MODEL,
-    dtype="float32",
     decoding=lambda base, whole: whole,
     key=lambda purpose: jax.random.key(4),
     scorer=Scorer(lambda params, frozen, sequences: share(sequences)),
