@@ -28,7 +28,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 
 import rlhf_jax
-from benchmarks import cost, gauge, workload
+from benchmarks import cost, gauge, host, workload
 from benchmarks.cases import SHAPES, TASKS, Case
 
 ROOT = Path(__file__).parent.parent
@@ -70,10 +70,9 @@ def result(case: Case, clock: gauge.Clock) -> dict:
   times = clock.times
   median = statistics.median(times)
   tokens = workload.tokens(case, clock.rows)
-  seconds = sum(times) if case.ragged else median * len(times)
   peaks = gauge.peaks()
   flops = cost.flops(case, clock.rows) / len(times)
-  flop_per_s = flops * len(times) / seconds
+  flop_per_s = flops * len(times) / host.seconds(times, case.ragged)
   line = {
     "library": "rlhf_jax",
     "version": f"{rlhf_jax.__version__} {_commit()} / jax {jax.__version__}",
@@ -87,16 +86,9 @@ def result(case: Case, clock: gauge.Clock) -> dict:
       "low_memory": case.low_memory,
       "scale": case.scale,
       "config": list(case.config),
-      "hugetlb": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
+      "hugetlb": host.has_huge_pages(),
     },
-    "median_s": round(median, 5),
-    "min_s": round(min(times), 5),
-    "max_s": round(max(times), 5),
-    "times": [round(t, 5) for t in times],
-    "n": len(times),
-    "tokens": tokens,
-    "tokens_per_s": round(tokens / seconds, 1),
-    "peak_mb": round(gauge.peak_bytes() / 2**20),
+    **host.timing(times, tokens, case.ragged, gauge.peak_bytes()),
     "compile_s": round(clock.first - median, 2),
     "compilations": clock.compilations,
     "recompilations": clock.recompilations,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import resource
 import statistics
 import time
 from pathlib import Path
 
 import jax
+
+from benchmarks import host
 
 RESULTS = Path(__file__).parent / "results"
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -40,9 +40,9 @@ class Clock:
     self._ticks.append(time.perf_counter())
     self._compiled.append(len(_compiled))
     if len(self._ticks) == self.warmup + 1:
-      self._start = (self._ticks[-1], *_busy())
+      self._start = (self._ticks[-1], *host.busy())
     if len(self._ticks) == self.warmup + self.steps + 1:
-      end = (self._ticks[-1], *_busy())
+      end = (self._ticks[-1], *host.busy())
       wall, busy, own = (b - a for a, b in zip(self._start, end, strict=True))
       self.other_cores = max(0.0, busy - own) / wall
       raise Enough
@@ -82,7 +82,7 @@ def peak_bytes() -> int:
   stats = jax.local_devices()[0].memory_stats()
   if stats and "peak_bytes_in_use" in stats:
     return stats["peak_bytes_in_use"]
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return host.peak_bytes()
 
 
 def peaks_file() -> Path:
@@ -110,7 +110,7 @@ def machine() -> str:
   device = jax.local_devices()[0]
   if device.platform != "cpu":
     return f"{jax.local_device_count()} x {device.device_kind}"
-  return f"{os.cpu_count()} x {_processor()}"
+  return f"{os.cpu_count()} x {host.processor()}"
 
 
 def seconds_of(function, *args, repeats: int = 5, at_least: float = 0.1) -> float:
@@ -127,23 +127,3 @@ def seconds_of(function, *args, repeats: int = 5, at_least: float = 0.1) -> floa
     jax.block_until_ready(out)
     timings.append((time.perf_counter() - began) / calls)
   return statistics.median(timings)
-
-
-def _busy() -> tuple[float, float]:
-  """CPU seconds of the machine since it started, and of this process; 0 where nobody says."""
-  own = resource.getrusage(resource.RUSAGE_SELF)
-  own = own.ru_utime + own.ru_stime
-  try:
-    with open("/proc/stat", encoding="utf-8") as file:
-      user, nice, system, _, _, *rest = map(int, file.readline().split()[1:9])
-  except OSError:
-    return own, own
-  return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK"), own
-
-
-def _processor() -> str:
-  try:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-      return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-  except (OSError, StopIteration):
-    return platform.machine()

@@ -12,13 +12,10 @@ import itertools
 import json
 import os
 import pathlib
-import platform
 import random
-import resource
-import statistics
 import time
 
-from benchmarks import ragged
+from benchmarks import host, ragged
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHAPES = json.loads((ROOT / "benchmarks/shapes.json").read_text())
@@ -139,9 +136,9 @@ class Clock:
   def tick(self) -> None:
     self._ticks.append(time.perf_counter())
     if len(self._ticks) == self._case.warmup + 1:
-      self._start = (time.perf_counter(), *_busy())
+      self._start = (time.perf_counter(), *host.busy())
     if len(self._ticks) == self._case.warmup + self._case.steps + 1:
-      end = (time.perf_counter(), *_busy())
+      end = (time.perf_counter(), *host.busy())
       wall, busy, own = (b - a for a, b in zip(self._start, end, strict=True))
       self.other_cores = max(0.0, busy - own) / wall
 
@@ -166,11 +163,7 @@ def report(
   """
   times = clock.times
   tokens = case.tokens() if tokens is None else tokens
-  seconds = sum(times) if case.ragged else statistics.median(times) * len(times)
-  machine, peak = (
-    f"{os.cpu_count()} x {_processor()}",
-    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-  )
+  machine, peak = f"{os.cpu_count()} x {host.processor()}", host.peak_bytes()
   if gpu is not None:
     machine, peak = f"1 x {gpu[0]}", gpu[1]
   line = {
@@ -184,32 +177,11 @@ def report(
     "options": {
       "cached_reference": case.cached_reference,
       **case.options,
-      "hugetlb": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
+      "hugetlb": host.has_huge_pages(),
     },
-    "median_s": round(statistics.median(times), 5),
-    "min_s": round(min(times), 5),
-    "max_s": round(max(times), 5),
-    "times": [round(t, 5) for t in times],
-    "n": len(times),
-    "tokens": tokens,
-    "tokens_per_s": round(tokens / seconds, 1),
-    "peak_mb": round(peak / 2**20),
+    **host.timing(times, tokens, case.ragged, peak),
     "other_cores": round(clock.other_cores, 2),
     "machine": machine,
     "date": datetime.date.today().isoformat(),
   }
   print(json.dumps(line), flush=True)
-
-
-def _busy() -> tuple[float, float]:
-  """CPU seconds of the machine since it started, and of this process."""
-  user, nice, system, _, _, *rest = map(int, open("/proc/stat").readline().split()[1:9])
-  own = resource.getrusage(resource.RUSAGE_SELF)
-  return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime
-
-
-def _processor() -> str:
-  for line in open("/proc/cpuinfo"):
-    if line.startswith("model name"):
-      return line.split(":", 1)[1].strip()
-  return platform.machine()
