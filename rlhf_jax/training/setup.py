@@ -145,10 +145,6 @@ class Setup(NamedTuple):
       whole = quantize.dequantized(whole, self.dtype)
     return decoder.cast_for_decoding(whole, self.dtype)
 
-  def starting_point(self, weights: Params, purpose: str) -> tuple[Params, Params, Params]:
-    """(frozen base, what trains, the same policy as a reference) for training from `weights`."""
-    return self.base(weights), self.trained(weights, purpose), self.reference(weights)
-
   def base(self, weights: Params) -> Params:
     """What adapters stand on; {} where the whole model trains."""
     return self.frozen(weights) if self.lora.rank else {}
@@ -165,7 +161,7 @@ class Setup(NamedTuple):
     return {"model": {} if self.lora.rank else self.frozen(weights)}
 
   def merged(self, weights: Params, trained: Params) -> Params:
-    """The whole model that `starting_point(weights, ...)` became; what it lost by quantization, it lost for good."""
+    """The whole model that `trained(weights, ...)` became; what it lost by quantization, it lost for good."""
     if not self.lora.rank:
       return trained
     return lora.merge(quantize.quantized(weights, self.lora.base), trained, self.lora.scale)

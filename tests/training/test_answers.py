@@ -45,7 +45,7 @@ def sampled(tiny_run):
   with jax.set_mesh(setup.mesh):
     weights = experiment.starting_weights(setup)
     reward_params = stages.reward_model(setup, weights)
-    base, _, policy = setup.starting_point(weights, "dpo")
+    base, policy = setup.base(weights), setup.reference(weights)
   return setup, {"base": base, "reference": policy, "reward_model": reward_params}
 
 

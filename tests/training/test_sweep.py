@@ -60,7 +60,7 @@ def test_each_member_of_a_sweep_is_the_run_of_its_seed_alone(trained, tmp_path):
     group = sweep.Sweep(setup, SEEDS, weights, reward_model)
     states, metrics = group.run(config)
     alone = setup._replace(seed=SEEDS[1], workdir=tmp_path)
-    _, policy, _ = alone.starting_point(weights, "ppo")
+    policy = alone.trained(weights, "ppo")
     params = online.run(
       alone,
       "ppo",
