@@ -31,7 +31,7 @@ def token_stats(
   *,
   branches: Array | None = None,
   asked: Array | None = None,
-  chunk: int | None = None,
+  chunk: int = CHUNK,
 ) -> tuple[Array, Array, Array]:
   """log π(tokens[:, t]), and of the distribution it was drawn from the entropy and log Σ_v p(v)², float32[B, T] each.
 
@@ -63,7 +63,7 @@ def compare_stats(
   *,
   branches: Array | None = None,
   asked: Array | None = None,
-  chunk: int | None = None,
+  chunk: int = CHUNK,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
   """`token_stats` of p and of q, and KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)) at every token.
 
@@ -92,7 +92,7 @@ def over_vocabulary(
   segments: Array,
   views: Sequence[Callable],
   *,
-  chunk: int | None = None,
+  chunk: int = CHUNK,
 ):
   """`function` of what several models say of every token of the vocabulary, a slice of time after the other.
 
@@ -165,11 +165,9 @@ def _predictions(segments: Array, branches: Array | None, asked: Array | None) -
   )
 
 
-def _over_chunks(function, chunk: int | None, *arrays):
+def _over_chunks(function, chunk: int, *arrays):
   """Maps `function` over slices of time, recomputing each slice's logits in the backward pass."""
   B, T = arrays[0].shape[:2]
-  if chunk is None:
-    chunk = CHUNK if jax.default_backend() == "cpu" else CHUNK_ON_ACCELERATORS
   width = max(1, min(T, chunk // B))
   count = -(-T // width)
 
