@@ -1,7 +1,7 @@
 """Matrix products in a compute dtype, with float32 accumulation and float32 output.
 
 Every product of every model goes through `matmul` or `matmul_transposed`. In float32 they are the
-plain products at full precision (no TF32, no bfloat16 passes). In bfloat16 both inputs are rounded,
+plain products at full precision (no TF32, no bfloat16 passes). In bfloat16 both inputs are rounded (but those of attention on a CPU),
 and a custom derivative keeps it so in the backward pass, where JAX alone would multiply the float32
 cotangent with a bfloat16 matrix and leave the fast path of every backend.
 """
