@@ -10,6 +10,9 @@ import time
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+sync_api.expect.set_options(
+  timeout=60_000
+)  # every answer is synced to a disk that other tests may keep busy
 
 import uvicorn  # noqa: E402
 
