@@ -7,14 +7,15 @@ model's reviews it is the reward model's baseline. VADER is a sentiment lexicon 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn import linear_model, pipeline
-from sklearn.feature_extraction import text as features
 
 from rlhf_jax.rewards.judges import vader as vader  # a judge too, of this kind
+
+if TYPE_CHECKING:  # a hundred megabytes, which a run needs at its evaluation alone
+  from sklearn import pipeline
 
 
 class WinRate(NamedTuple):
@@ -48,6 +49,9 @@ class TfidfJudge(NamedTuple):
       raise ValueError(
         f"A judge needs texts of two labels, not {len(set(labels))}; check the labels."
       )
+    from sklearn import linear_model, pipeline
+    from sklearn.feature_extraction import text as features
+
     model = pipeline.make_pipeline(
       features.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
       linear_model.LogisticRegression(C=inverse_l2, max_iter=2000),

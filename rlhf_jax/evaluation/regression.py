@@ -7,14 +7,16 @@ item counts nowhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import sparse, stats
-from sklearn import linear_model
-from sklearn.feature_extraction import text as features
 
 from rlhf_jax.evaluation.classification import Z95, Estimate
+
+if TYPE_CHECKING:  # a hundred megabytes, which a run needs at its evaluation alone
+  from sklearn import linear_model
+  from sklearn.feature_extraction import text as features
 
 PENALTIES = tuple(np.logspace(-2, 3, 11))  # of the ridge, chosen from by leave-one-out
 FEWEST = 4  # items that a rank correlation is computed of
@@ -51,6 +53,9 @@ class TfidfRidge(NamedTuple):
       raise ValueError(
         f"{len(texts)} texts for labels of shape {labels.shape}; give a row of labels per text."
       )
+    from sklearn import linear_model
+    from sklearn.feature_extraction import text as features
+
     given = ~np.isnan(labels)
     if given.sum(axis=0).min() < 2:
       raise ValueError("a scale has fewer than two ratings to learn from; take it out of the data.")
