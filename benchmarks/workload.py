@@ -274,7 +274,7 @@ def _reward_model(made: setup.Setup):
   """A reward model of the model's size with weights of its own."""
   size = made.model.config.hidden_size
   return {
-    "model": made.place(jax.tree.map(np.array, made.pretrained)),
+    "model": made.place(jax.tree.map(np.array, made.pretrained())),
     "reward_head": heads.init_head(made.key("reward head"), size, std=(size + 1) ** -0.5),
     "normalization": heads.unnormalized(),
   }
@@ -282,7 +282,7 @@ def _reward_model(made: setup.Setup):
 
 def _write(case: Case, made: setup.Setup, clock: Clock) -> None:
   """A batch of prompts is answered in each step; in the ragged set all wait in one queue."""
-  weights = made.frozen(made.pretrained)
+  weights = made.frozen(made.pretrained())
   prompts = made.task.prompts
   batch = len(prompts) if case.ragged else case.shape["batch"]
   if case.ragged:

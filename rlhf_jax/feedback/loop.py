@@ -45,8 +45,7 @@ from rlhf_jax.training import (
   stages,
 )
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, algorithm_module, make_setup, reward_model_of
-from rlhf_jax.types import Params
+from rlhf_jax.training.setup import Setup, Weights, algorithm_module, make_setup, reward_model_of
 
 POLL = 5.0  # seconds between looks at a store that people fill
 PREFERENCES = {"first": 1.0, "second": 0.0, "tie": 0.5}
@@ -56,7 +55,7 @@ class Begun(NamedTuple):
   """What loops have in common that differ in their section `loop` alone."""
 
   setup: Setup
-  weights: Params  # the SFT model, which every round's policy and reward model start from
+  weights: Weights  # the SFT model, which every round's policy and reward model start from
 
 
 def run(

@@ -6,6 +6,7 @@ Everything is float32 but the inputs of matrix products, which `products` rounds
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from rlhf_jax import sharding
-from rlhf_jax.models import fused, products, quantize
+from rlhf_jax.models import attend, fused, products, quantize
 
 Array = jax.Array
 
@@ -124,6 +125,28 @@ def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+@jax.custom_vjp
+def swiglu(gate: Array, up: Array) -> Array:
+  """silu(gate) ⊙ up (arXiv:2002.05202), of which only `gate` and `up` are kept for the backward pass."""
+  return gate * jax.nn.sigmoid(gate) * up
+
+
+def _swiglu_forward(gate, up):
+  return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_backward(residuals, g):
+  gate, up = residuals
+  # In other words than the forward pass, or else the compiler sees the same sigmoid and keeps that.
+  e = jnp.exp(-jnp.abs(gate))
+  sigmoid = jnp.where(gate < 0.0, e, 1.0) / (1.0 + e)
+  silu = gate * sigmoid
+  return g * up * (sigmoid + silu * (1.0 - sigmoid)), g * silu
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+
+
 def split_heads(x: Array, heads: int) -> Array:
   """[B, T, H·C] -> [B, H, T, C]."""
   return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
@@ -134,29 +157,44 @@ def merge_heads(x: Array) -> Array:
   return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | ForkMask, dtype: str) -> Array:
+def attention(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | ForkMask,
+  dtype: str,
+  before: int | None = None,
+) -> Array:
   """softmax(q kᵀ / √C) v over the allowed keys, float32[B, H, T, C]; each of K groups shares a key head.
 
   q is [B, H, T, C], k and v are [B, K, S, C], mask is bool[B, T, S]. A query that may look nowhere
-  (padding) gets something meaningless, but finite, so that masks can drop it. Where T = S the mask must hide every key
-  that comes after its query. `fused` computes the same in one kernel where it can.
+  (padding) gets something meaningless, but finite, so that masks can drop it. The mask must hide every key
+  that comes after its query, whose own stand after `before` others: none where T = S, and where that is not said, nothing is
+  known of them. `fused` computes the same in one kernel where it can.
   """
   if isinstance(mask, ForkMask):
     return forked_attention(q, k, v, mask, dtype)
   if fused.available(q, dtype):
     return (fused.decode if q.shape[2] == 1 else fused.attention)(q, k, v, mask)
-  B, H, T, C = q.shape
-  K, S = k.shape[1:3]
+  T, S = mask.shape[1:]
   if T > BLOCK and sharding.platform() == "tpu":
     return attention_in_blocks(q, k, v, mask, dtype, BLOCK)
-  q = q.reshape(B, K, H // K * T, C) * C**-0.5
-  scores = products.matmul_transposed(q, k, dtype).reshape(B, H, T, S)
-  scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-  probabilities = jax.nn.softmax(scores, axis=-1).reshape(B, K, H // K * T, S)
-  return products.matmul(probabilities, v, dtype).reshape(B, H, T, C)
+  if before is None and T == S:
+    before = 0
+  if before is None or sharding.platform() != "cpu":
+    return attend.attend(q, k, v, mask, dtype)
+  outs = []
+  for start in range(0, T, size := max(BLOCK_ON_CPU, -(-T // BLOCKS_ON_CPU))):
+    own, seen = slice(start, start + size), slice(0, before + start + size)
+    keys, values = k[:, :, seen], v[:, :, seen]
+    outs.append(attend.attend(q[:, :, own], keys, values, mask[:, own, seen], dtype))
+  return jnp.concatenate(outs, axis=2) if len(outs) > 1 else outs[0]
 
 
 BLOCK = 512  # queries whose scores are alive at once on a TPU
+# On a CPU queries go in blocks, each with the keys up to its end: of 128 tokens a quarter of the scores is left out, of
+# 256 and more three eighths.
+BLOCK_ON_CPU, BLOCKS_ON_CPU = 64, 4
 
 
 def attention_in_blocks(q: Array, k: Array, v: Array, mask: Array, dtype: str, size: int) -> Array:
@@ -200,13 +238,29 @@ def forked_attention(q: Array, k: Array, v: Array, mask: ForkMask, dtype: str) -
   P, R = mask.prompt.shape[1], mask.answers.shape[1]
   G = mask.answers.shape[0] // N
   apart = lambda x: jnp.swapaxes(x.reshape(N, -1, G, R, C), 1, 2).reshape(N * G, -1, R, C)
-  after = lambda x: jnp.concatenate(
-    [jnp.repeat(x[:, :, :P], G, axis=0), apart(x[:, :, P:])], axis=2
-  )
+  after = lambda x: jnp.concatenate([_each(x[:, :, :P], G), apart(x[:, :, P:])], axis=2)
   prompt = attention(*(x[:, :, :P] for x in (q, k, v)), mask.prompt, dtype)
-  answers = attention(apart(q[:, :, P:]), after(k), after(v), mask.answers, dtype)
+  answers = attention(apart(q[:, :, P:]), after(k), after(v), mask.answers, dtype, before=P)
   answers = jnp.swapaxes(answers.reshape(N, G, -1, R, C), 1, 2).reshape(N, -1, G * R, C)
   return jnp.concatenate([prompt, answers], axis=2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _each(x: Array, count: int) -> Array:
+  """Every row of `x` `count` times.
+
+  Its gradient is added up in so many terms: a CPU's compiler (jax 0.10.2) puts a sum over an axis into one kernel with the
+  bfloat16 products before it, and that kernel reads where it must not.
+  """
+  return jnp.repeat(x, count, axis=0)
+
+
+def _each_backward(count, _, g):
+  g = g.reshape(-1, count, *g.shape[1:])
+  return (sum(g[:, i] for i in range(count)),)
+
+
+_each.defvjp(lambda x, count: (_each(x, count), None), _each_backward)
 
 
 def write_cache(cache: Array, new: Array, slot: Array) -> Array:

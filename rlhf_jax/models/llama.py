@@ -204,9 +204,8 @@ class MLP(nn.Module):
   def __call__(self, x):
     c = self.config
     dense = lambda name, size: layers.Dense(size, self.dtype, std=c.initializer_range, name=name)
-    gate = jax.nn.silu(dense("gate", c.intermediate_size)(x))
-    up = dense("up", c.intermediate_size)(x)
-    return dense("down", c.hidden_size)(constrain(gate * up, "batch", None, "mlp"))
+    gate, up = (dense(name, c.intermediate_size)(x) for name in ("gate", "up"))
+    return dense("down", c.hidden_size)(constrain(layers.swiglu(gate, up), "batch", None, "mlp"))
 
 
 class Block(nn.Module):

@@ -54,7 +54,11 @@ def make_policy(
     return _trunk(model, lora_scale, tree["model"], frozen.get("base", {}), seen)
 
   def wanted(rows: Sequences) -> dict:
-    return {"branches": rows.branches, "asked": rows.asked, "chunk": _together(chunk)}
+    return {
+      "branches": rows.branches,
+      "asked": rows.asked,
+      "chunk": _together(chunk, model.config.vocab_size),
+    }
 
   def values(params, frozen, seen: _Seen, hidden) -> Array | None:
     if critic == "shared" and "value_head" in params:
@@ -118,7 +122,7 @@ def make_policy(
       sequences.tokens,
       sequences.segments,
       [view(tree, frozen, temperature) for tree in trees],
-      chunk=_together(chunk),
+      chunk=_together(chunk, model.config.vocab_size),
     )
 
   return Policy(evaluate, compare, over_vocabulary)
@@ -247,11 +251,11 @@ def _seen(sequences: Sequences | Shared) -> _Seen:
   return _Seen(rows, lambda tree: jax.tree.map(sequences.apart, tree), at(last), sequences.fork)
 
 
-def _together(chunk: int | None) -> int:
+def _together(chunk: int | None, vocabulary: int) -> int:
   """Tokens whose logits are alive at once, of all devices: with fewer, each would multiply thin slices and fetch the matrix anew for each."""
   if chunk is None:
     # A TPU has little memory for its speed, and 1,024 tokens keep it busy: with 4,096, Llama's logits are 2 GiB, some three times over.
-    sizes = {"cpu": logprobs.CHUNK, "tpu": 1024}
+    sizes = {"cpu": max(logprobs.CHUNK, logprobs.LOGITS_ON_CPU // vocabulary), "tpu": 1024}
     chunk = sizes.get(sharding.platform(), logprobs.CHUNK_ON_ACCELERATORS)
   return chunk * sharding.shards_in_scope()
 

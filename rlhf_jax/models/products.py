@@ -1,7 +1,7 @@
 """Matrix products in a compute dtype, with float32 accumulation and float32 output.
 
-Every product of every model goes through `matmul` or `matmul_transposed`. In float32 they are the
-plain products at full precision (no TF32, no bfloat16 passes). In bfloat16 both inputs are rounded (but those of attention on a CPU),
+Every product of every model goes through `matmul` or `matmul_transposed`, but those of attention (`attend`). In float32 they are the
+plain products at full precision (no TF32, no bfloat16 passes). In bfloat16 both inputs are rounded,
 and a custom derivative keeps it so in the backward pass, where JAX alone would multiply the float32
 cotangent with a bfloat16 matrix and leave the fast path of every backend.
 """
@@ -28,7 +28,7 @@ def matmul(x: Array, kernel: Array, dtype: str) -> Array:
 
 
 def matmul_transposed(x: Array, rows: Array, dtype: str) -> Array:
-  """x[..., I] @ rows[O, I]ᵀ, float32[..., O]: a tied unembedding, or the scores of attention."""
+  """x[..., I] @ rows[O, I]ᵀ, float32[..., O], such as a tied unembedding."""
   return _product(x, rows, dtype, True)
 
 
@@ -37,41 +37,37 @@ def _product(x, matrix, dtype, transposed):
   if matrix.ndim == 2:
     x = x.reshape(-1, x.shape[-1])
   x = x.astype(jnp.float32)
-  # On a CPU the many small products of attention are as fast in float32, and need no rounded copies.
-  rounded = dtype == "bfloat16" and not (matrix.ndim > 2 and sharding.platform() == "cpu")
-  if rounded:
+  if dtype == "bfloat16":
     out = _bfloat16_product(x, matrix, transposed)
   else:
-    out = _dot(x, matrix.astype(jnp.float32), transposed)
+    out = dot(x, matrix.astype(jnp.float32), transposed)
   return out.reshape(*lead, out.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _bfloat16_product(x, matrix, transposed):
-  return _dot(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), transposed)
+  return dot(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), transposed)
 
 
 def _forward(x, matrix, transposed):
   x = x.astype(jnp.bfloat16)
-  return _dot(x, matrix.astype(jnp.bfloat16), transposed), (x, matrix)
+  return dot(x, matrix.astype(jnp.bfloat16), transposed), (x, matrix)
 
 
 def _backward(transposed, residuals, g):
   # A frozen matrix asks for no gradient; its product is then unused and the compiler drops it.
   x, matrix = residuals
   g = g.astype(jnp.bfloat16)
-  dx = _dot(g, matrix.astype(jnp.bfloat16), not transposed)
-  if transposed:
-    dmatrix = _dot(_transpose(g), x, False)
-  else:
-    dmatrix = _dot(_transpose(x), g, False)
+  dx = dot(g, matrix.astype(jnp.bfloat16), not transposed)
+  dmatrix = dot(transpose(g), x) if transposed else dot(transpose(x), g)
   return dx, dmatrix.astype(matrix.dtype)
 
 
 _bfloat16_product.defvjp(_forward, _backward)
 
 
-def _dot(x, matrix, transposed):
+def dot(x: Array, matrix: Array, transposed: bool = False) -> Array:
+  """The product of what is rounded already, float32."""
   batch = tuple(range(x.ndim - 2))
   contract = ((x.ndim - 1,), (matrix.ndim - 1 if transposed else matrix.ndim - 2,))
   return lax.dot_general(
@@ -83,7 +79,7 @@ def _dot(x, matrix, transposed):
   )
 
 
-def _transpose(x):
+def transpose(x: Array) -> Array:
   """The last two axes swapped in memory.
 
   On a CPU, XLA folds a plain transpose into the product, which then misses the bfloat16 units:

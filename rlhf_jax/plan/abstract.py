@@ -46,9 +46,8 @@ def make_setup(config: Mapping[str, Any], devices) -> Abstract:
   mesh = mesh_of(config, devices)
   tokens = Tokens(family_config.vocab_size)
   setup = Abstract(*described(config, Path(), family_config, tokens, mesh))
-  return setup._replace(
-    pretrained=jax.eval_shape(setup.model.init, jax.random.key(0)), task=task(setup)
-  )
+  shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
+  return setup._replace(pretrained=lambda: shapes, task=task(setup))
 
 
 def task(setup: Setup) -> Task:

@@ -62,38 +62,30 @@ def programs(setup: Setup) -> list[Program]:
   )
 
   def whole(weights):
-    if "sft" in config["stages"]:
-      weights = stages.sft(setup._replace(pretrained=weights), doing)
-    after = len(made)
+    start = config.get("start", {})
+    sft = lambda: stages.sft(setup._replace(pretrained=lambda: weights), doing)
+    begun = sft() if "sft" in config["stages"] else weights
+    started = lambda: begun
     rewards = costs = None
     if "reward_model" in config["stages"]:
-      rewards = stages.reward_model(setup, weights, doing)
+      rewards = stages.reward_model(setup, started, doing)
     if "policy" in config["stages"]:
-      start = config.get("start", {})
-      rewards = _foreign(setup, weights) if start.get("reward_model") else rewards
-      costs = _foreign(setup, weights) if start.get("cost_model") else None
-      stages.policy(setup, weights, rewards, costs, doing)
-    if "sft" in config["stages"] or config.get("start", {}).get("sft"):
-      made[after:] = [_with_weights(setup, program, weights) for program in made[after:]]
+      rewards = _foreign(setup, started) if start.get("reward_model") else rewards
+      costs = _foreign(setup, started) if start.get("cost_model") else None
+      stages.policy(setup, started, rewards, costs, doing)
     return ()
 
-  jax.eval_shape(whole, setup.pretrained)
+  jax.eval_shape(whole, setup.pretrained())
   return made
-
-
-def _with_weights(setup: Setup, program: Program, weights) -> Program:
-  """`program` beside the weights of SFT, which a run keeps on its devices; of LoRA, those that its adapters were merged into."""
-  merged = {n: x for n, x in weights.items() if not setup.lora.rank or n.startswith("layers")}
-  return program._replace(beside={**program.beside, "weights of SFT": on_mesh(setup, merged)})
 
 
 def _foreign(setup: Setup, weights):
   """A reward model of another run, as this one would train it."""
   nothing = lambda setup, stage, algorithm, config, *rest, params, **kwargs: init_state(
-    setup.key(stage), params, algorithm, optimizer.make_optimizer(rest[1], 1), config
+    setup.key(stage), params(), algorithm, optimizer.make_optimizer(rest[1], 1), config
   )
   params = stages.reward_model(setup, weights, stages.TRAINING._replace(offline=nothing))
-  return {**params, "base": setup.frozen(weights)} if setup.lora.rank else params
+  return {**params, "base": setup.frozen(weights())} if setup.lora.rank else params
 
 
 def _offline(
@@ -117,18 +109,18 @@ def _offline(
   train_step = make_train_step(algorithm, tx, accumulate=settings.accumulate)
   if members:
     tx, train_step = members(tx, train_step)
-  state = init_state(setup.key(stage), params, algorithm, tx, config)
+  state = init_state(setup.key(stage), params(), algorithm, tx, config)
   batch = on_rows(setup, batches.at(0))
   made.append(_step(setup, stage, train_step, optim, state, frozen, batch, config))
   return state
 
 
-def _online(made, setup, stage, module, config, settings, optim, *, weights, trained, frozen):
+def _online(made, setup, stage, module, config, settings, optim, *, weights, frozen):
   """In place of `online.run`."""
   online.assert_divides(setup, stage, module, config, settings)
   online.assert_groups(stage, config, settings)
   online.assert_critic(setup.config, stage, module, config, settings, optim)
-  params = online.parameters(setup, module, settings, weights, trained, frozen["reward_model"])
+  params = online.parameters(setup, stage, module, settings, weights, frozen["reward_model"])
   params = value_heads.added(setup, module, config, params)
   algorithm, tx, train_step = online.learner(setup, module, config, settings, optim)
   second = getattr(module, "SECOND", None)

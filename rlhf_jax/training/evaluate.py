@@ -156,7 +156,7 @@ def _divergences(setup: Setup, settings: Settings, written: Sequences, params, f
 
 def _described(setup: Setup, settings: Settings, written: Sequences, marks) -> list[dict]:
   """What is kept of each answer: its text and what was measured."""
-  pretrained = {"base": setup.frozen(setup.pretrained)}
+  pretrained = {"base": setup.frozen(setup.pretrained())}
   logps = lambda part: _logps(setup.policy, {"model": {}}, pretrained, part)
   columns = {
     **marks,

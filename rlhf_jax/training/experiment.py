@@ -13,7 +13,7 @@ from rlhf_jax.data.task import FILES
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import checks, evaluate, options, preflight, stages
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
+from rlhf_jax.training.setup import Setup, Weights, algorithm_module, make_setup
 from rlhf_jax.types import Params
 
 
@@ -47,7 +47,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, fl
   with jax.set_mesh(setup.mesh):
     if "sft" in wanted:
       with run.timed("sft", claims["sft"]):
-        weights = stages.sft(setup)
+        weights = setup.at_rest(stages.sft(setup))
     else:
       weights = foreign_weights(setup)
     if "reward_model" in wanted:
@@ -83,15 +83,16 @@ def at_seed(config: Mapping[str, Any]) -> dict[str, Any]:
   return {**config, "start": paths} if paths else dict(config)
 
 
-def starting_weights(setup: Setup) -> Params:
+def starting_weights(setup: Setup) -> Weights:
   """What the later stages start from: the run's own SFT model, or what it has instead."""
-  return stages.sft(setup) if "sft" in setup.config["stages"] else foreign_weights(setup)
+  own = "sft" in setup.config["stages"]
+  return setup.at_rest(stages.sft(setup)) if own else foreign_weights(setup)
 
 
-def foreign_weights(setup: Setup) -> Params:
+def foreign_weights(setup: Setup) -> Weights:
   """What a run without SFT of its own starts from: the SFT model that `start.sft` names, or the pretrained."""
   source = _start(setup.config, "sft")
-  return stages.sft(source) if source else setup.pretrained
+  return source.at_rest(stages.sft(source)) if source else setup.pretrained
 
 
 def foreign_reward_model(setup: Setup, role: str = "reward_model") -> Params | None:
@@ -101,7 +102,9 @@ def foreign_reward_model(setup: Setup, role: str = "reward_model") -> Params | N
     return None
   weights = starting_weights(source)
   params = stages.reward_model(source, weights)
-  return {**params, "base": setup.frozen(weights, source.lora.base)} if source.lora.rank else params
+  return (
+    {**params, "base": setup.frozen(weights(), source.lora.base)} if source.lora.rank else params
+  )
 
 
 def _entries(config: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from rlhf_jax.data.examples import Example, Layout, Logps, Ranking, Record
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import loop, optimizer, progress
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.setup import Setup, assert_multiple
+from rlhf_jax.training.setup import Setup, Weights, assert_multiple
 from rlhf_jax.training.step import make_train_step, start
 from rlhf_jax.types import Algorithm, Params, TrainState
 
@@ -51,13 +51,13 @@ def run(
   settings: Settings,
   optim: optimizer.Settings,
   *,
-  params: Params,
+  params: Weights,
   frozen: Params,
   batches: Batches,
   finish: Callable = lambda state: state,
   members: Callable = lambda tx, train_step: (tx, train_step),
 ) -> TrainState:
-  """Trains through `batches` from the newest checkpoint on; returns the last state.
+  """Trains `params()` through `batches` from the newest checkpoint on; returns the last state.
 
   `members` makes the optimizer and the step of one model those of several at once.
   """
@@ -65,7 +65,6 @@ def run(
   tx = optimizer.make_optimizer(optim, batches.steps)
   tx, step_function = members(tx, make_train_step(algorithm, tx, accumulate=settings.accumulate))
   state, train_step = start(setup, stage, algorithm, tx, optim, config, params, step_function)
-  del params  # the state has a copy of its own, and this one would stay while it trains
 
   def iterate(state, step):
     size = settings.batch_size

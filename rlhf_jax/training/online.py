@@ -33,7 +33,7 @@ from rlhf_jax.training import (
   value_heads,
 )
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.setup import Lora, Setup, assert_multiple, reward_model_of
+from rlhf_jax.training.setup import Lora, Setup, Weights, assert_multiple, reward_model_of
 from rlhf_jax.training.step import make_train_step, start
 from rlhf_jax.types import Mean, Params, Reading, Rollout
 
@@ -69,17 +69,19 @@ def run(
   settings: Settings,
   optim: optimizer.Settings,
   *,
-  weights: Params,
-  trained: Params,
+  weights: Weights,
   frozen: Params,
 ) -> Params:
-  """Trains `trained` over `frozen` with the algorithm `module`; returns the policy's parameters."""
+  """Trains a policy from `weights()` on, over `frozen`, with the algorithm `module`; returns its parameters."""
   assert_learnable(setup)
   assert_groups(stage, config, settings)
   assert_critic(setup.config, stage, module, config, settings, optim)
   progress.assert_possible(setup, stage, settings.evaluate_every)
-  params = parameters(setup, module, settings, weights, trained, frozen["reward_model"])
-  params = value_heads.added(setup, module, config, params)
+
+  def params():
+    made = parameters(setup, stage, module, settings, weights, frozen["reward_model"])
+    return value_heads.added(setup, module, config, made)
+
   algorithm, tx, step_function = learner(setup, module, config, settings, optim)
   rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
@@ -88,10 +90,9 @@ def run(
   prompts = setup.task.prompts
   if replay.size(config) > 1:
     first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
-    one, _ = jax.eval_shape(collect, params, rewards.frozen(frozen), *first, setup.sampling)
+    one, _ = jax.eval_shape(collect, params(), rewards.frozen(frozen), *first, setup.sampling)
     algorithm, step_function = replay.remembering(algorithm, step_function, one, config.replay)
   state, train_step = start(setup, stage, algorithm, tx, optim, config, params, step_function)
-  del params, trained  # the state has copies of its own, and these would stay while it trains
 
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
   remembers = replay.size(config) > 1  # rollouts of one size
@@ -158,13 +159,14 @@ def run(
 
 def parameters(
   setup: Setup,
+  stage: str,
   module,
   settings: Settings,
-  weights: Params,
-  trained: Params,
+  weights: Weights,
   reward_model: Params | None = None,
 ) -> Params:
-  """What the algorithm `module` trains: the policy `trained`, and its critic where there is one."""
+  """What the algorithm `module` trains from `weights()`: a policy, and its critic where there is one."""
+  trained = setup.trained(weights, stage)
   if critic_free(module):
     return {"model": trained}
   if settings.critic_init == "reward_model":

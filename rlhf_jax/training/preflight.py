@@ -12,7 +12,6 @@ import jax
 
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples, tasks
-from rlhf_jax.models import lora
 from rlhf_jax.training import (
   answers,
   checkpoint,
@@ -251,9 +250,6 @@ def _value_heads(setup: Setup, name: str):
 
 def _trained(setup: Setup):
   """The shapes of what trains. Raises ValueError for a LoRA target that the model lacks."""
-  if not setup.lora.rank:
-    return setup.pretrained
-  make = lambda key: lora.init(
-    key, setup.pretrained, rank=setup.lora.rank, targets=setup.lora.targets
-  )
-  return jax.eval_shape(make, setup.key("shapes"))
+  if setup.lora.rank:
+    return jax.eval_shape(lambda: setup.adapters("shapes"))
+  return jax.eval_shape(setup.model.init, setup.key("shapes"))

@@ -74,10 +74,10 @@ def model(workdir: str | os.PathLike, stage: str) -> TextModel:
     weights = experiment.starting_weights(setup)
     if stage != "sft":
       params, _ = stages.policy(setup, weights, None)
-      weights = setup.merged(weights, params["model"])
-  return TextModel(
-    setup.model, jax.device_get(weights), setup.tokenizer, setup.sampling, setup.dtype
-  )
+      whole = setup.merged(weights, params["model"])
+    else:
+      whole = weights()
+  return TextModel(setup.model, jax.device_get(whole), setup.tokenizer, setup.sampling, setup.dtype)
 
 
 def reward_model(workdir: str | os.PathLike) -> held_out.Reader:

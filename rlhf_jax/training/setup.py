@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,14 @@ from rlhf_jax.ops import steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import ensemble
+from rlhf_jax.training.optimizer import HOST
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
 
+Weights = Callable[
+  [], Params
+]  # a whole model, float32, made when asked for: nobody keeps it while something trains
 WHOLE = 1 << 20  # tokens, longer than any text
 
 
@@ -99,7 +103,7 @@ class Setup(NamedTuple):
   policy: Policy  # without a critic
   scorer: Scorer
   cost_scorer: Scorer | None  # of `start.cost_model`
-  pretrained: Params
+  pretrained: Weights
   tokenizer: Any
   task: tasks.Task
   data: tasks.Settings
@@ -145,26 +149,37 @@ class Setup(NamedTuple):
       whole = quantize.dequantized(whole, self.dtype)
     return decoder.cast_for_decoding(whole, self.dtype)
 
-  def base(self, weights: Params) -> Params:
+  def base(self, weights: Weights) -> Params:
     """What adapters stand on; {} where the whole model trains."""
-    return self.frozen(weights) if self.lora.rank else {}
+    return self.frozen(weights()) if self.lora.rank else {}
 
-  def trained(self, weights: Params, purpose: str) -> Params:
-    """What trains, at its beginning: adapters, or `weights` themselves."""
-    if not self.lora.rank:
-      return self.place(weights)
+  def trained(self, weights: Weights, purpose: str) -> Params:
+    """What trains, at its beginning: fresh adapters, or `weights()` themselves."""
+    return self.place(self.adapters(purpose) if self.lora.rank else weights())
+
+  def adapters(self, purpose: str) -> Params:
+    """Fresh ones. Raises ValueError for a LoRA target that the model lacks."""
     key, settings = self.key(f"lora {purpose}"), self.lora
-    return self.place(lora.init(key, weights, rank=settings.rank, targets=settings.targets))
+    shapes = jax.eval_shape(self.model.init, key)
+    return lora.init(key, shapes, rank=settings.rank, targets=settings.targets)
 
-  def reference(self, weights: Params) -> Params:
-    """`weights` as a policy that does not train, over their `base`."""
-    return {"model": {} if self.lora.rank else self.frozen(weights)}
+  def reference(self, weights: Weights) -> Params:
+    """`weights()` as a policy that does not train, over their `base`."""
+    return {"model": {} if self.lora.rank else self.frozen(weights())}
 
-  def merged(self, weights: Params, trained: Params) -> Params:
-    """The whole model that `trained(weights, ...)` became; what it lost by quantization, it lost for good."""
+  def merged(self, weights: Weights, trained: Params) -> Params:
+    """The whole model that `trained(weights(), ...)` became; what it lost by quantization, it lost for good."""
     if not self.lora.rank:
       return trained
-    return lora.merge(quantize.quantized(weights, self.lora.base), trained, self.lora.scale)
+    return lora.merge(quantize.quantized(weights(), self.lora.base), trained, self.lora.scale)
+
+  def at_rest(self, weights: Params) -> Weights:
+    """`weights` for later stages: in the hosts' memory where devices have their own, and on the devices when asked for."""
+    if jax.default_backend() == "cpu":
+      return lambda: weights
+    hosts = jax.tree.map(lambda x: x.with_memory_kind(HOST), self.layout(weights))
+    resting = processes.place(weights, hosts)
+    return lambda: self.place(resting)
 
 
 def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
@@ -173,18 +188,27 @@ def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   source, seed = from_dict(Model, config["model"], where="model").source, config["seed"]
   mesh = mesh_of(config)
   if source == "random":
-    family_config, params = family_config_of(config), None
+    family_config = family_config_of(config)
     tokenizer = learned_tokenizer(data, family_config.vocab_size, seed)
+    setup = described(config, workdir, family_config, tokenizer, mesh)
+    init = jax.jit(setup.model.init)
+    pretrained = lambda: jax.tree.map(np.asarray, init(jax.random.key(seed)))
   else:
     family_config, params, tokenizer = load.load(source)
-  setup = described(config, workdir, family_config, tokenizer, mesh)
-  if params is None:
-    params = setup.model.init(jax.random.key(seed))
+    setup = described(config, workdir, family_config, tokenizer, mesh)
+    pretrained = _first(params, lambda: load.load(source).params)
+    del params
   tokens = setup.sampling.max_new_tokens
   return setup._replace(
-    pretrained=jax.tree.map(np.asarray, params),
+    pretrained=pretrained,
     task=tasks.load_task(data, tokenizer, rollout_tokens=tokens, seed=seed),
   )
+
+
+def _first(value, again: Callable):
+  """A function that gives `value` away once, and then what `again` makes."""
+  left = [value]
+  return lambda: left.pop() if left else again()
 
 
 def described(

@@ -19,7 +19,7 @@ from rlhf_jax.data import examples
 from rlhf_jax.models import heads
 from rlhf_jax.training import answers, ensemble, offline, online, options, sampling, value_heads
 from rlhf_jax.training.reference import reference_logps
-from rlhf_jax.training.setup import Setup, algorithm_module
+from rlhf_jax.training.setup import Setup, Weights, algorithm_module
 from rlhf_jax.types import Algorithm, Beginning, Params
 
 
@@ -59,17 +59,17 @@ def sft(setup: Setup, doing: Doing = TRAINING) -> Params:
     config,
     settings,
     optim,
-    params={"model": setup.trained(setup.pretrained, "sft")},
+    params=lambda: {"model": setup.trained(setup.pretrained, "sft")},
     frozen={"base": setup.base(setup.pretrained)},
     batches=offline.packed(rows, width, settings, setup.order("sft")),
   )
   return setup.merged(setup.pretrained, state.params["model"])
 
 
-def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Params:
-  """Trains a reward model, or several at once, from `weights` on feedback; returns its `Scorer` parameters.
+def reward_model(setup: Setup, weights: Weights, doing: Doing = TRAINING) -> Params:
+  """Trains a reward model, or several at once, from `weights()` on feedback; returns its `Scorer` parameters.
 
-  Its gain and bias make samples of the policy `weights` score mean 0, standard deviation 1.
+  Its gain and bias make samples of the policy `weights()` score mean 0, standard deviation 1.
   """
   name = options.reward_algorithm(setup.config)
   form = algorithm_module(name).DATA
@@ -104,7 +104,7 @@ def reward_model(setup: Setup, weights: Params, doing: Doing = TRAINING) -> Para
     config,
     settings,
     optim,
-    params=_fresh_reward_model(setup, weights, started, group),
+    params=lambda: _fresh_reward_model(setup, weights, started, group),
     frozen=frozen,
     batches=batches,
     finish=normalize,
@@ -130,7 +130,7 @@ def reward_learner(setup: Setup) -> tuple[Algorithm, Beginning]:
 
 
 def _fresh_reward_model(
-  setup: Setup, weights: Params, started: Beginning, group: ensemble.Settings
+  setup: Setup, weights: Weights, started: Beginning, group: ensemble.Settings
 ) -> Params:
   """One, or several in the form that trains."""
   members = [_reward_member(setup, weights, started, group, i) for i in range(group.members)]
@@ -143,7 +143,7 @@ def _fresh_reward_model(
 
 
 def _reward_member(
-  setup: Setup, weights: Params, started: Beginning, group: ensemble.Settings, member: int
+  setup: Setup, weights: Weights, started: Beginning, group: ensemble.Settings, member: int
 ) -> Params:
   """A fresh reward model; those whose weights will be averaged begin with one head."""
   which = f" {member}" if member else ""
@@ -174,12 +174,12 @@ def _labels(records: list[examples.Record]) -> np.ndarray:
 
 def policy(
   setup: Setup,
-  weights: Params,
+  weights: Weights,
   reward_params: Params | None,
   cost_params: Params | None = None,
   doing: Doing = TRAINING,
 ) -> tuple[Params, Params]:
-  """Trains the policy that `weights` start by `config.algorithm.name`; (its parameters, frozen)."""
+  """Trains the policy that `weights()` start by `config.algorithm.name`; (its parameters, frozen)."""
   name = setup.config["algorithm"]["name"]
   module = algorithm_module(name)
   frozen = {
@@ -198,7 +198,6 @@ def policy(
       settings,
       optim,
       weights=weights,
-      trained=setup.trained(weights, name),
       frozen=frozen,
     )
     return params, frozen
@@ -213,7 +212,9 @@ def policy(
     config,
     settings,
     optim,
-    params=value_heads.added(setup, module, config, {"model": setup.trained(weights, name)}),
+    params=lambda: value_heads.added(
+      setup, module, config, {"model": setup.trained(weights, name)}
+    ),
     frozen=frozen,
     batches=offline.padded(
       lambda epoch: records,

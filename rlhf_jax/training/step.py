@@ -15,6 +15,10 @@ from rlhf_jax.types import Algorithm, Mean, TrainState
 STOP_RULES = {"stop_kl": "policy/approx_kl", "stop_ratio": "policy/ratio"}
 
 
+# On a CPU, instructions in the order that needs least memory, not in the one that overlaps most.
+LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
 def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
   """A fresh state at step 0. `params` and `key` are taken as they are."""
   return TrainState(
@@ -27,13 +31,16 @@ def init_state(key, params, algorithm: Algorithm, tx, config) -> TrainState:
 
 
 def start(setup, purpose: str, algorithm: Algorithm, tx, optim, config, params, train_step):
-  """(initial state on the mesh, jitted step): the state is donated and its layout pinned."""
+  """(initial state on the mesh with `params()`, jitted step): the state is donated and its layout pinned.
+
+  What `params` makes is given up again before the first step, for the state has a copy of its own.
+  """
 
   def fresh(params) -> TrainState:
     params = jax.tree.map(jnp.copy, params)  # donated later, so nobody else's arrays
     return init_state(setup.key(f"{purpose} state"), params, algorithm, tx, config)
 
-  params = setup.place(params)
+  params = setup.place(params())
   layout = layout_of(setup, optim, jax.eval_shape(fresh, params))
   return jax.jit(fresh, out_shardings=layout)(params), jitted(train_step, layout)
 
@@ -49,7 +56,13 @@ def layout_of(setup, optim, state: TrainState) -> TrainState:
 
 def jitted(train_step, layout):
   """`train_step` compiled, its state donated and laid out as `layout` says."""
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
+  on_cpu = all(d.platform == "cpu" for d in jax.tree.leaves(layout)[0].device_set)
+  return jax.jit(
+    train_step,
+    donate_argnums=0,
+    out_shardings=(layout, None),
+    compiler_options=LEAN if on_cpu else None,
+  )
 
 
 def make_train_step(

@@ -35,7 +35,7 @@ from rlhf_jax.training import (
   variants,
 )
 from rlhf_jax.training.rundir import RunDir
-from rlhf_jax.training.setup import Setup, algorithm_module, make_setup
+from rlhf_jax.training.setup import Setup, Weights, algorithm_module, make_setup
 from rlhf_jax.training.step import init_state
 from rlhf_jax.types import Params, TrainState
 
@@ -53,9 +53,9 @@ class Programs(NamedTuple):
 
 
 class Sweep:
-  """All seeds of a policy's stage, from `weights` on."""
+  """All seeds of a policy's stage, from `weights()` on."""
 
-  def __init__(self, setup: Setup, seeds: Sequence[int], weights: Params, reward_model: Params):
+  def __init__(self, setup: Setup, seeds: Sequence[int], weights: Weights, reward_model: Params):
     self.setup, self.seeds, self.weights = setup, tuple(seeds), weights
     self.members = [setup._replace(seed=seed) for seed in self.seeds]
     base, reference = setup.base(weights), setup.reference(weights)
@@ -73,9 +73,8 @@ class Sweep:
     place = self.setup.place_batch  # the seeds over the devices
 
     def begin(member: Setup) -> TrainState:
-      trained = member.trained(self.weights, name)
       params = online.parameters(
-        member, module, settings, self.weights, trained, self.frozen["reward_model"]
+        member, name, module, settings, self.weights, self.frozen["reward_model"]
       )
       return programs.init(member.key(f"{name} state"), params, algorithm)
 
@@ -261,7 +260,7 @@ def _claims(variant: Mapping[str, Any], settings: options.Ablation) -> dict[str,
   return sections | {"ablation": {"seeds": settings.seeds}}
 
 
-def _models(setup: Setup) -> tuple[Params, Params]:
+def _models(setup: Setup) -> tuple[Weights, Params]:
   """The SFT model and the reward model that all variants share."""
   weights = experiment.starting_weights(setup)
   if "reward_model" in setup.config["stages"]:

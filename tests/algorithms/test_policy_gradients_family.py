@@ -704,7 +704,9 @@ def test_a_critic_from_a_reward_model_values_a_whole_answer_at_its_score():
     model = MODEL.init(jax.random.key(0))
     scored = {"model": model, "reward_head": head, "normalization": scale}
     settings = online.Settings(**FROM_REWARDS)
-    params = online.parameters(SETUP, ppo, settings, {}, MODEL.init(jax.random.key(2)), scored)
+    params = online.parameters(
+      SETUP, "ppo", ppo, settings, lambda: MODEL.init(jax.random.key(2)), scored
+    )
     rows = types.Sequences.from_mask(
       jnp.asarray([[1, 2, 4, 6, 0]]), jnp.ones((1, 5)), jnp.ones((1, 5))
     )
@@ -754,6 +756,7 @@ def share(rows: types.Sequences) -> jax.Array:
 SETUP = SimpleNamespace(
   model=MODEL,
   decoding=lambda base, whole: whole,
+  trained=lambda weights, stage: weights(),
   scorer=types.Scorer(lambda params, frozen, rows: share(rows)),
 )
 LEARNERS = {

@@ -219,7 +219,7 @@ def rewards(params, made):
   from rlhf_jax.training import sampling
 
   sequences = examples.collate([[pair.chosen] for pair in rows], 64)
-  base = made.frozen(made.pretrained) if made.lora.rank else {}
+  base = made.frozen(made.pretrained()) if made.lora.rank else {}
   return sampling.score(made, params, {"base": base}, sequences, batch_size=16)
 
 

@@ -44,7 +44,9 @@ def trained(options, *, mesh=(1, 1, 1), steps=3, **parts):
   params = {"w": {"kernel": jnp.zeros((128, 130)), "bias": jnp.zeros(130)}}
   with jax.set_mesh(mesh):
     step_function = make_train_step(algorithm, tx, **parts)
-    state, step = start(setup, "sft", algorithm, tx, settings, Config(), params, step_function)
+    state, step = start(
+      setup, "sft", algorithm, tx, settings, Config(), lambda: params, step_function
+    )
     first = jax.tree.map(lambda x: types.SimpleNamespace(ndim=x.ndim, sharding=x.sharding), state)
     losses = []
     for _ in range(steps):
@@ -119,7 +121,7 @@ def test_a_state_is_no_alias_of_what_it_was_made_from():
   optim = optimizer.Settings()
   tx = optimizer.make_optimizer(optim, 1)
   algorithm = Algorithm(no_extra, no_annotation, loss, keep_extra)
-  state, _ = start(setup, "sft", algorithm, tx, optim, Config(), params, lambda *_: None)
+  state, _ = start(setup, "sft", algorithm, tx, optim, Config(), lambda: params, lambda *_: None)
   state.params["w"].delete()
   assert params["w"].sum() == 12
 

@@ -134,27 +134,29 @@ def measured(setup, weights, reference=None, updates=3) -> dict[str, float]:
 
 def test_the_score_is_the_verifiers_mean_over_an_answer_to_each_held_out_prompt(tmp_path):
   setup, asked = make_setup(config(), tmp_path), []
+  pretrained = setup.pretrained()
 
   def verifier(ids, texts):
     asked.extend(zip(ids, texts, strict=True))
     return np.arange(len(ids)) / 2
 
   told = setup._replace(task=setup.task._replace(verifier=verifier))
-  found = measured(told, setup.pretrained)
+  found = measured(told, pretrained)
   assert [id for id, _ in asked] == [prompt.id for prompt in setup.task.test_prompts]
   assert found["eval/score"] == np.mean(np.arange(12) / 2) and found["eval/updates"] == 3
   assert found["eval/kl_exact"] == 0.0
   first = list(asked)
-  measured(told, setup.pretrained, updates=7)
+  measured(told, pretrained, updates=7)
   assert asked[12:] == first  # the same chance every time
 
 
 def test_nothing_is_compiled_after_the_first_measurement(tmp_path, caplog):
   setup = make_setup(config(), tmp_path)
-  other = jax.tree.map(lambda x: 1.5 * x, setup.pretrained)
-  measured(setup, setup.pretrained, other)
+  pretrained = setup.pretrained()
+  other = jax.tree.map(lambda x: 1.5 * x, pretrained)
+  measured(setup, pretrained, other)
   programs = sampling._write._cache_size(), progress.exact_kl._cache_size()
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    assert measured(setup, other, setup.pretrained)["eval/kl_exact"] > 0
+    assert measured(setup, other, pretrained)["eval/kl_exact"] > 0
   assert (sampling._write._cache_size(), progress.exact_kl._cache_size()) == programs
   assert not [record for record in caplog.records if "Compiling" in record.getMessage()]

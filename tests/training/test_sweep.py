@@ -38,7 +38,7 @@ def trained(tiny_run, tmp_path_factory):
   config = RunDir(workdir).config
   setup = make_setup(config, workdir)
   with jax.set_mesh(setup.mesh):
-    weights = stages.sft(setup)
+    weights = setup.at_rest(stages.sft(setup))
     return config, setup, weights, stages.reward_model(setup, weights)
 
 
@@ -60,14 +60,12 @@ def test_each_member_of_a_sweep_is_the_run_of_its_seed_alone(trained, tmp_path):
     group = sweep.Sweep(setup, SEEDS, weights, reward_model)
     states, metrics = group.run(config)
     alone = setup._replace(seed=SEEDS[1], workdir=tmp_path)
-    policy = alone.trained(weights, "ppo")
     params = online.run(
       alone,
       "ppo",
       algorithm_module("ppo"),
       *options.stage(config, "ppo"),
       weights=weights,
-      trained=policy,
       frozen=group.frozen,
     )
   member = jax.tree.map(lambda x: x[1], states.params)
