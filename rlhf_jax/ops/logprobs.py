@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
+
 Array = jax.Array
 
 # Tokens whose logits are alive at once. Over a vocabulary of 128256 a GPU learned from 16384 tokens in 71 ms by 512, in
@@ -44,11 +46,10 @@ def token_stats(
 
   def stats(hidden, tokens):
     logits = unembed(hidden).astype(jnp.float32) / temperature
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    p = jnp.exp(logits - normalizer[..., None])
-    collision = jax.lax.stop_gradient(jnp.log(jnp.sum(p * p, axis=-1)))
-    return chosen - normalizer, normalizer - jnp.sum(p * logits, axis=-1), collision
+    logp = _log_softmax(logits)
+    p = jnp.exp(logp)
+    collision = jax.lax.stop_gradient(jnp.log(_sum(p * p)))
+    return _chosen(logits, tokens), -_sum(p * logp), collision
 
   where = _predictions(segments, branches, asked)
   per_prediction = _over_chunks(stats, chunk, where.before(hidden), where.of(tokens))
@@ -74,18 +75,70 @@ def compare_stats(
   """
 
   def stats(hidden_p, hidden_q, tokens):
-    logp = jax.nn.log_softmax(unembed_p(hidden_p).astype(jnp.float32) / temperature)
-    logq = jax.nn.log_softmax(unembed_q(hidden_q).astype(jnp.float32) / temperature)
+    logits_p = unembed_p(hidden_p).astype(jnp.float32) / temperature
+    logits_q = unembed_q(hidden_q).astype(jnp.float32) / temperature
+    logp, logq = _log_softmax(logits_p), _log_softmax(logits_q)
     p, q = jnp.exp(logp), jnp.exp(logq)
-    chosen = lambda x: jnp.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
-    of_p = chosen(logp), -jnp.sum(p * logp, axis=-1)
-    of_q = chosen(logq), -jnp.sum(q * logq, axis=-1)
-    return of_p, of_q, jnp.sum(p * (logp - logq), axis=-1)
+    of_p = _chosen(logits_p, tokens), -_sum(p * logp)
+    of_q = _chosen(logits_q, tokens), -_sum(q * logq)
+    return of_p, of_q, _sum(p * (logp - logq))
 
   where = _predictions(segments, branches, asked)
   states = where.before(hidden_p), where.before(hidden_q)
   per_prediction = _over_chunks(stats, chunk, *states, where.of(tokens))
   return jax.tree.map(where.put, per_prediction)
+
+
+@jax.custom_vjp
+def _chosen(logits: Array, tokens: Array) -> Array:
+  """log p(token) of logits[..., V]; its derivative reads them once more and writes one array like them."""
+  return _chosen_forward(logits, tokens)[0]
+
+
+def _chosen_forward(logits, tokens):
+  total = normalizer(logits)
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return chosen - total, (logits, tokens, total)
+
+
+def _chosen_backward(residuals, g):
+  logits, tokens, total = residuals
+  words = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  chosen = (words == tokens[..., None]).astype(jnp.float32)
+  return g[..., None] * (chosen - jnp.exp(logits - total[..., None])), None
+
+
+_chosen.defvjp(_chosen_forward, _chosen_backward)
+
+
+def _log_softmax(logits: Array) -> Array:
+  """log p of logits[..., V], in slices."""
+  return _sliced(logits) - normalizer(logits)[..., None, None]
+
+
+def normalizer(logits: Array) -> Array:
+  """log Σ_v exp(logits[..., v]), of slices first."""
+  return jax.nn.logsumexp(jax.nn.logsumexp(_sliced(logits), axis=-1), axis=-1)
+
+
+def _sum(x: Array) -> Array:
+  """The sum over x[..., slices, V / slices]; slices are added by a product, or else the compiler makes one sum of both."""
+  parts = jnp.sum(x, axis=-1)
+  return jnp.dot(parts, jnp.ones(parts.shape[-1]), precision=jax.lax.Precision.HIGHEST)
+
+
+SLICES = range(4096, 255, -1)  # sizes of a part of a vocabulary, the best first
+
+
+def _sliced(x: Array) -> Array:
+  """x[..., V] as [..., slices, V / slices]: on a CPU, where a part divides V, and one slice elsewhere.
+
+  A CPU's compiler (jax 0.10.2) sums exponentials of 1,024 rows of 49,152 in 94 ms, and those of 12 · 1,024 rows of 4,096 in 9.
+  """
+  V = x.shape[-1]
+  sizes = SLICES if sharding.platform() == "cpu" else ()
+  size = next((size for size in sizes if V % size == 0), V)
+  return x.reshape(*x.shape[:-1], V // size, size)
 
 
 def over_vocabulary(

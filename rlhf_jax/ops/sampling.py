@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.ops import logprobs
+
 Array = jax.Array
 
 
@@ -40,7 +42,8 @@ def categorical(keys: Array, logits: Array) -> Array:
   """
   B, V = logits.shape
   width = 256
-  probs = jnp.pad(jax.nn.softmax(logits, axis=-1), ((0, 0), (0, -V % width)))
+  probs = jnp.exp(logits - logprobs.normalizer(logits)[:, None])
+  probs = jnp.pad(probs, ((0, 0), (0, -V % width)))
   blocks = probs.reshape(B, -1, width)
   uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
 

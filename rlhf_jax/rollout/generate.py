@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 
 from rlhf_jax.config import hyperparameters, option
-from rlhf_jax.ops import sampling
+from rlhf_jax.ops import logprobs, sampling
 from rlhf_jax.types import LanguageModel, Params, Sequences
 
 Array = jax.Array
@@ -116,7 +116,7 @@ def draw(
   else:
     token = sampling.categorical(jax.vmap(jax.random.fold_in)(keys, index), logits)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+  return token, chosen - logprobs.normalizer(logits)
 
 
 def stops(settings: Sampling, tokens: Array) -> Array:

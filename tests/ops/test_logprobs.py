@@ -172,3 +172,12 @@ def test_branches_follow_the_last_token_that_all_see():
   branches = jnp.asarray([[0, 0, 0, 1, 2, 2, 1, 1, 2], [0, 0, 0, 1, 1, 2, 3, 3, 0]])
   before = [[-1, -1, 1, 2, 2, 4, -1, 6, -1], [-1, 0, -1, 2, 3, 2, 2, 6, -1]]
   np.testing.assert_array_equal(logprobs.predecessors(segments, branches), before)
+
+
+@pytest.mark.parametrize("size", [8192, 1733 * 3, 257, 5])  # in slices of 4,096 and 1,733; in one
+def test_the_normalizer_is_that_of_the_whole_vocabulary(size):
+  logits = 5 * jax.random.normal(jax.random.key(0), (3, 2, size))
+  logits = logits.at[0, 0, 1:].set(-jnp.inf)
+  np.testing.assert_allclose(
+    logprobs.normalizer(logits), jax.nn.logsumexp(logits, axis=-1), rtol=1e-6
+  )
