@@ -16,7 +16,7 @@ MODELS = FLOOR | {"models", "data", "weights"}
 ALLOWED = {
   "types": {"ops"},
   "config": set(),
-  "ops": set(),
+  "ops": {"sharding"},  # which it asks what it computes for
   "sharding": set(),
   "models": FLOOR,
   "data": FLOOR,
