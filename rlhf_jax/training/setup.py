@@ -29,9 +29,8 @@ from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
 
-Weights = Callable[
-  [], Params
-]  # a whole model, float32, made when asked for: nobody keeps it while something trains
+# A whole model, float32, made when asked for: nobody keeps it while something trains.
+Weights = Callable[[], Params]
 WHOLE = 1 << 20  # tokens, longer than any text
 
 

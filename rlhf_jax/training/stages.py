@@ -6,6 +6,7 @@ how a run is resumed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ def _fresh_reward_model(
   setup: Setup, weights: Weights, started: Beginning, group: ensemble.Settings
 ) -> Params:
   """One, or several in the form that trains."""
+  weights = functools.cache(weights)  # read once for all members
   members = [_reward_member(setup, weights, started, group, i) for i in range(group.members)]
   if group.members == 1:
     return members[0]
