@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     environ = environment.defaults(os.environ) | os.environ
     environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/cache"
-    tunables = environment.huge_pages(environ)
+    tunables = environment.allocator(environ)
     if tunables:
       environ["GLIBC_TUNABLES"] = tunables
     for cache in ("empty", "warm"):

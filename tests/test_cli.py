@@ -289,7 +289,7 @@ def test_report_draws_a_picture(tiny_run, capsys, tmp_path):
   assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_console_entry_starts_anew_with_huge_pages_once(monkeypatch):
+def test_the_console_entry_starts_anew_with_its_allocator_once(monkeypatch):
   started = []
   monkeypatch.setattr(environment.os, "environ", {})
   monkeypatch.setattr(environment.os, "execve", lambda *arguments: started.append(arguments))
@@ -300,7 +300,7 @@ def test_the_console_entry_starts_anew_with_huge_pages_once(monkeypatch):
   environment.prepare(["train"])
   (_, arguments, environ), = started  # fmt: skip
   assert arguments[1:] == sys.orig_argv[1:]
-  assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+  assert environ["GLIBC_TUNABLES"].startswith("glibc.malloc.hugetlb=1:glibc.malloc.arena_max=")
   assert environ["JAX_COMPILATION_CACHE_DIR"].endswith("rlhf_jax/jax")
   monkeypatch.setattr(environment.os, "environ", environ)
   environment.prepare(["train"])
@@ -310,8 +310,8 @@ def test_the_console_entry_starts_anew_with_huge_pages_once(monkeypatch):
 @pytest.mark.parametrize(
   "environ", [{"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, {"JAX_PLATFORMS": "cuda"}]
 )
-def test_huge_pages_are_left_to_the_user_and_to_accelerators(environ, monkeypatch):
+def test_the_allocator_is_left_to_the_user_and_to_accelerators(environ, monkeypatch):
   monkeypatch.setattr(environment, "ACCELERATORS", ())
-  assert environment.huge_pages(environ) is None
+  assert environment.allocator(environ) is None
   monkeypatch.setattr(environment, "ACCELERATORS", ("/",))
-  assert environment.huge_pages({}) is None
+  assert environment.allocator({}) is None

@@ -1,4 +1,4 @@
-"""What the process needs before JAX is imported: memory in huge pages, a compilation cache, quiet imports."""
+"""What the process needs before JAX is imported: how memory is allocated, a compilation cache, quiet imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def prepare(argv: list[str]) -> None:
   """Sets defaults that the user has not set, and starts the process anew where that is needed."""
   for name, value in defaults(os.environ).items():
     os.environ.setdefault(name, value)
-  tunables = huge_pages(os.environ)
+  tunables = allocator(os.environ)
   if tunables and argv and not {"-h", "--help"} & set(argv):
     # The C library reads its tunables once, at the start.
     environ = {**os.environ, "GLIBC_TUNABLES": tunables}
@@ -31,13 +31,18 @@ def defaults(environ: Mapping[str, str]) -> dict[str, str]:
   }
 
 
-def huge_pages(environ: Mapping[str, str]) -> str | None:
-  """glibc tunables under which large arrays lie in huge pages: whole steps are 5-10 % faster on a CPU.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
-  None where they are set already or would not help.
+
+def allocator(environ: Mapping[str, str]) -> str | None:
+  """glibc tunables for a CPU: large arrays lie in huge pages, and few arenas keep what is freed.
+
+  With huge pages whole steps are 5-10 % faster; one arena instead of sixteen takes 5 % less memory for the S model of the
+  benchmark and up to 20 % for generation with SmolLM2-135M (two cores). None where tunables are set already or would not help.
   """
   on_cpu = environ.get("JAX_PLATFORMS", "cpu") in ("", "cpu")
   accelerated = any(os.path.exists(device) for device in ACCELERATORS)
   if sys.platform != "linux" or "GLIBC_TUNABLES" in environ or not on_cpu or accelerated:
     return None
-  return "glibc.malloc.hugetlb=1"
+  arenas = max(1, (os.cpu_count() or 1) // 2)
+  return f"{HUGE_PAGES}:glibc.malloc.arena_max={arenas}"

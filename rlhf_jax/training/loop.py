@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
+import jax
 from tqdm import tqdm
 
 from rlhf_jax.sharding import processes
@@ -61,6 +63,7 @@ def run(
     checkpoints.close()
     return state
   give_back_memory()
+  _give_back_after_compiling()
   log = open_log(workdir, stage, resume_step=first)
   bar = tqdm(
     total=steps,
@@ -124,6 +127,17 @@ def give_back_memory() -> None:
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
   if trim is not None:
     trim(0)
+
+
+@functools.cache
+def _give_back_after_compiling() -> None:
+  """Does so whenever a program was compiled, which leaves 280 MB behind for a GRPO iteration of SmolLM2-135M."""
+
+  def note(event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration" and seconds > 0.1:
+      give_back_memory()
+
+  jax.monitoring.register_event_duration_secs_listener(note)
 
 
 class _Stop:

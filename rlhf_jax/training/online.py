@@ -17,7 +17,6 @@ from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
 from rlhf_jax.models.mixture import mixture
-from rlhf_jax.models.policy import make_policy
 from rlhf_jax.ops import returns, stats
 from rlhf_jax.rollout import refill
 from rlhf_jax.rollout.generate import left_pad
@@ -33,7 +32,14 @@ from rlhf_jax.training import (
   value_heads,
 )
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.setup import Lora, Setup, Weights, assert_multiple, reward_model_of
+from rlhf_jax.training.setup import (
+  Lora,
+  Setup,
+  Weights,
+  assert_multiple,
+  policy_of,
+  reward_model_of,
+)
 from rlhf_jax.training.step import make_train_step, start
 from rlhf_jax.types import Mean, Params, Reading, Rollout
 
@@ -189,9 +195,7 @@ def _critic_of(reward_model: Params) -> Params:
 
 def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.Settings):
   """(algorithm, optimizer, train step) of a run; none of them depends on its seed or on floats of `config`."""
-  algorithm = module.make(
-    make_policy(setup.model, lora_scale=setup.lora.scale, critic=settings.critic)
-  )
+  algorithm = module.make(policy_of(setup.config, setup.model, settings.critic))
   tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
   step = make_train_step(
     algorithm,

@@ -20,7 +20,7 @@ from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, quantize, registry
 from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
 from rlhf_jax.models.remat import POLICIES
-from rlhf_jax.ops import steps
+from rlhf_jax.ops import logprobs, steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import ensemble
@@ -244,7 +244,7 @@ def described(
     workdir=Path(workdir),
     seed=config["seed"],
     model=model,
-    policy=make_policy(model, lora_scale=lora_config.scale),
+    policy=policy_of(config, model),
     scorer=_make_scorer(reward_model_of(config), model, lora_config, tokenizer),
     cost_scorer=_make_cost_scorer(config, model, lora_config, tokenizer),
     pretrained=None,
@@ -255,6 +255,17 @@ def described(
     lora=lora_config,
     sampling=sampling,
     mesh=mesh,
+  )
+
+
+def policy_of(config: Mapping[str, Any], model: LanguageModel, critic: str = "none") -> Policy:
+  """`model` as the config's policy; where a CPU computes blocks again to save memory, few logits are alive as well."""
+  lean = from_dict(Model, config["model"], where="model").remat and sharding.platform() == "cpu"
+  return make_policy(
+    model,
+    lora_scale=from_dict(Lora, config["lora"], where="lora").scale,
+    critic=critic,
+    chunk=logprobs.LEAN_CHUNK if lean else None,
   )
 
 
