@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import os
 import signal
@@ -12,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
-import jax
 from tqdm import tqdm
 
 from rlhf_jax.sharding import processes
+from rlhf_jax.training import memory
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.log import open_log
 from rlhf_jax.types import TrainState
@@ -62,8 +60,7 @@ def run(
       print(f"{stage}: finished, {first} steps", file=sys.stderr, flush=True)
     checkpoints.close()
     return state
-  give_back_memory()
-  _give_back_after_compiling()
+  memory.give_back()
   log = open_log(workdir, stage, resume_step=first)
   bar = tqdm(
     total=steps,
@@ -120,24 +117,6 @@ def run(
     log.close()
     checkpoints.close()
   return state
-
-
-def give_back_memory() -> None:
-  """Returns to the system what the C library keeps of freed arrays: 430 MB after SmolLM2-135M was read and laid out."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-  if trim is not None:
-    trim(0)
-
-
-@functools.cache
-def _give_back_after_compiling() -> None:
-  """Does so whenever a program was compiled, which leaves 280 MB behind for a GRPO iteration of SmolLM2-135M."""
-
-  def note(event: str, seconds: float, **_) -> None:
-    if event == "/jax/core/compile/backend_compile_duration" and seconds > 0.1:
-      give_back_memory()
-
-  jax.monitoring.register_event_duration_secs_listener(note)
 
 
 class _Stop:

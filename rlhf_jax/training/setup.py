@@ -23,7 +23,7 @@ from rlhf_jax.models.remat import POLICIES
 from rlhf_jax.ops import logprobs, steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.sharding import processes
-from rlhf_jax.training import ensemble
+from rlhf_jax.training import ensemble, memory
 from rlhf_jax.training.optimizer import HOST
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
@@ -183,6 +183,7 @@ class Setup(NamedTuple):
 
 def make_setup(config: Mapping[str, Any], workdir: Path) -> Setup:
   """Checks the config, then loads. Raises ValueError or FileNotFoundError with the remedy."""
+  memory.give_back_after_compiling()
   data = from_dict(tasks.Settings, config["data"], where="data")
   source, seed = from_dict(Model, config["model"], where="model").source, config["seed"]
   mesh = mesh_of(config)

@@ -46,6 +46,28 @@ def test_value_and_gradients_are_those_that_jax_derives(T, S, dtype, atol):
   assert_same(ours, both(lambda *x: plainly(*x, mask), q, k, v, g), atol)
 
 
+@pytest.mark.parametrize("dtype, atol", [("float32", 3e-6), ("bfloat16", 6e-2)])
+def test_a_single_query_of_a_key_head_gives_the_same(dtype, atol):
+  q, k, v, g = inputs(1, 6)
+  mask = jnp.ones((B, 1, 6), bool).at[:, :, 4:].set(False)
+  of_each = lambda q, k, v: attend.attend(
+    q, jnp.repeat(k, H // K, axis=1), jnp.repeat(v, H // K, axis=1), mask, dtype
+  )
+  ours = both(of_each, q, k, v, g)
+  assert_same(ours, both(lambda *x: plainly(*x, mask), q, k, v, g), atol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_cache_holds_elsewhere_is_left_as_it_was_and_new_is_rounded(dtype):
+  stored = jax.random.normal(jax.random.key(0), (B, K, 9, C)).astype(dtype)
+  new = jax.random.normal(jax.random.key(1), (B, K, 2, C)).at[0, 0, 0, 0].set(-0.0)
+  written = layers.write_cache(stored, new, jnp.int32(4))
+  assert written.dtype == stored.dtype
+  np.testing.assert_array_equal(written[:, :, 4:6], new.astype(dtype))
+  rest = np.array([0, 1, 2, 3, 6, 7, 8])
+  np.testing.assert_array_equal(written[:, :, rest], stored[:, :, rest])
+
+
 @pytest.mark.parametrize(
   "T", [150, 300]
 )  # of three blocks the last is short; four are all that there are
