@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
@@ -29,9 +30,6 @@ def defaults(environ: Mapping[str, str]) -> dict[str, str]:
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
   }
-
-
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def allocator(environ: Mapping[str, str]) -> str | None:
