@@ -295,12 +295,13 @@ def test_the_console_entry_starts_anew_with_its_allocator_once(monkeypatch):
   monkeypatch.setattr(environment.os, "execve", lambda *arguments: started.append(arguments))
   monkeypatch.setattr(environment, "ACCELERATORS", ())
   monkeypatch.setattr(environment.sys, "platform", "linux")
+  monkeypatch.setattr(environment.os, "cpu_count", lambda: 6)
   environment.prepare(["train", "--help"])
   assert started == []
   environment.prepare(["train"])
   (_, arguments, environ), = started  # fmt: skip
   assert arguments[1:] == sys.orig_argv[1:]
-  assert environ["GLIBC_TUNABLES"].startswith("glibc.malloc.hugetlb=1:glibc.malloc.arena_max=")
+  assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=3"
   assert environ["JAX_COMPILATION_CACHE_DIR"].endswith("rlhf_jax/jax")
   monkeypatch.setattr(environment.os, "environ", environ)
   environment.prepare(["train"])

@@ -120,9 +120,8 @@ def test_a_constraint_that_is_never_violated_leaves_ppo_as_it_is():
 def test_what_is_good_and_costs_is_done_up_to_the_limit():
   """Reward and cost are the same share of one token: the more the better, but not more than half."""
   _, free = run(ppo_lagrangian, 25, cost_limit=1.0, multiplier=0.0)
-  given = dict(
-    cost_limit=0.5, multiplier=0.0, multiplier_rate=0.1
-  )  # faster, and it swings about the limit
+  # A faster multiplier swings about the limit.
+  given = dict(cost_limit=0.5, multiplier=0.0, multiplier_rate=0.1)
   _, held = run(ppo_lagrangian, 80, **given)
   last = held[-20:]
   assert held[0]["costs/mean"] < 0.3
