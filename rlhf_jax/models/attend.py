@@ -40,7 +40,7 @@ def _attend(q, k, v, mask, dtype):
 
 
 def _forward(q, k, v, mask, dtype):
-  q, k, v = (x.astype(dtype) for x in (q, k, v))
+  q, k, v = (products.in_rows(x.astype(dtype)) for x in (q, k, v))
   B, K, rows, _ = q.shape
   T, S = mask.shape[1:]
   scores = products.dot(q, k, transposed=True).reshape(B, K, rows // T, T, S)
