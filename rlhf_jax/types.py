@@ -287,6 +287,6 @@ class Algorithm(NamedTuple):
   loss: Callable  # (params, frozen, batch, config, extra) -> (terms, metrics)
   update_extra: Callable  # (extra, params, metrics, config) -> extra; metrics as float32[] each
   per_update: Callable = as_it_is  # (batch, config) -> batch
-  # (params, frozen, batch, config, extra) -> (terms, metrics) of a batch that is learned from in a single update:
-  # what annotate() and loss() come to, from one pass. None where that saves nothing.
+  # (params, frozen, batch, config, extra) -> (*loss()'s, *annotate()'s) of a batch whose first update is of all its rows:
+  # what annotate(), per_update() and loss() come to, from one pass. None where that saves nothing.
   at_once: Callable | None = None

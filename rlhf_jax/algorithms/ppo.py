@@ -38,7 +38,7 @@ from flax import struct
 from rlhf_jax.algorithms import reinforce
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import kl, policy_gradients, returns, stats
-from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences
+from rlhf_jax.types import Algorithm, Mean, Policy, Rollout, Sequences, TokenStats
 
 Array = jax.Array
 
@@ -278,13 +278,30 @@ def make(policy: Policy) -> Algorithm:
     return extra
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
+    rollout, after, of_scores = prepared(rollout, config, extra)
+    seen, metrics = reinforce.look(policy, params, frozen, rollout, config)
+    batch, own = shaped(seen, after, config, extra)
+    return batch, {**metrics, **of_scores, **own}
+
+  def at_once(params, frozen, rollout: Rollout, config, extra):
+    rollout, after, of_scores = prepared(rollout, config, extra)
+    new, exact_kl, seen = reinforce.first_pass(policy, params, frozen, rollout, config)
+    batch, own = shaped(seen, after, config, extra)
+    terms, metrics = learned(new, exact_kl, per_update(batch, config), config, extra)
+    return terms, metrics, batch, {**reinforce.logged(seen), **of_scores, **own}
+
+  def prepared(rollout: Rollout, config, extra):
+    """(the rollout with scaled scores, the column int32[B] after each response where it counts, what scores were)."""
     after = None
     if config.truncation == "bootstrap" or config.reward_at == "after_last":
       # One more token lets the critic speak after a response that nothing follows.
       rollout, after = _one_longer(rollout)
     rollout, of_scores = _scaled(rollout, config, extra)
-    seen, metrics = reinforce.look(policy, params, frozen, rollout, config)
-    mask, values = seen.chosen, seen.values
+    return rollout, after, of_scores
+
+  def shaped(seen: reinforce.Seen, after: Array | None, config, extra):
+    """The batch with rewards, advantages and returns, and what they are."""
+    rollout, mask, values = seen.rollout, seen.chosen, seen.values
 
     steps, bootstrap, end = mask, jnp.zeros(mask.shape[0]), None
     if after is not None:
@@ -336,7 +353,7 @@ def make(policy: Policy) -> Algorithm:
       "policy/kl_coef": Mean(extra["kl_coef"], one),
       "value/explained_variance": Mean(explained, one),
     }
-    return batch, {**metrics, **of_scores, **own, **used}
+    return batch, {**own, **used}
 
   def per_update(batch: Batch, config):
     if config.whiten_advantages != "minibatch":
@@ -345,6 +362,15 @@ def make(policy: Policy) -> Algorithm:
     return batch.replace(advantages=stats.whiten(batch.advantages, mask))
 
   def loss(params, frozen, batch: Batch, config, extra):
+    if config.kl_in == "loss" and config.kl_estimator == "exact":
+      new, _, exact_kl = policy.compare(
+        params, frozen["reference"], frozen, batch.sequences, config.temperature
+      )
+    else:
+      new, exact_kl = policy.evaluate(params, frozen, batch.sequences, config.temperature), None
+    return learned(new, exact_kl, batch, config, extra)
+
+  def learned(new: TokenStats, exact_kl: Array | None, batch: Batch, config, extra):
     mask = batch.sequences.response_mask
     aggregate = policy_gradients.AGGREGATIONS[config.aggregation]
     aggregated = lambda losses, where: aggregate(losses, where, config.max_new_tokens)
@@ -354,14 +380,6 @@ def make(policy: Policy) -> Algorithm:
     if batch.weights is not None:
       advantages = advantages * clean(batch.weights)
     batch = batch.replace(old_logps=clean(batch.old_logps), advantages=advantages)
-    exactly = config.kl_in == "loss" and config.kl_estimator == "exact"
-    if exactly:
-      new, _, exact_kl = policy.compare(
-        params, frozen["reference"], frozen, batch.sequences, config.temperature
-      )
-    else:
-      new, exact_kl = policy.evaluate(params, frozen, batch.sequences, config.temperature), None
-
     losses, metrics = reinforce.clipped_loss(
       new.logps - batch.old_logps, batch, **config.clip, dual=config.dual_clip
     )
@@ -425,7 +443,7 @@ def make(policy: Policy) -> Algorithm:
       extra["iteration"] = extra["iteration"] + 1
     return extra
 
-  return Algorithm(init_extra, annotate, loss, update_extra, per_update)
+  return Algorithm(init_extra, annotate, loss, update_extra, per_update, at_once)
 
 
 def _scaled(rollout: Rollout, config: Config, extra) -> tuple[Rollout, dict[str, Mean]]:

@@ -75,21 +75,31 @@ def make(policy: Policy) -> Algorithm:
     return {**unconstrained.init_extra(params, config), "multiplier": multiplier}
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    mask = rollout.sequences.response_mask
-    scores = combined(rollout.rewards, rollout.costs, extra["multiplier"])
-    batch, metrics = unconstrained.annotate(
-      params, frozen, rollout.replace(rewards=scores, costs=None), config, extra
+    batch, metrics = unconstrained.annotate(params, frozen, scored(rollout, extra), config, extra)
+    return batch, measured(metrics, rollout, extra)
+
+  def at_once(params, frozen, rollout: Rollout, config, extra):
+    terms, learned, batch, metrics = unconstrained.at_once(
+      params, frozen, scored(rollout, extra), config, extra
     )
+    return terms, learned, batch, measured(metrics, rollout, extra)
+
+  def scored(rollout: Rollout, extra) -> Rollout:
+    scores = combined(rollout.rewards, rollout.costs, extra["multiplier"])
+    return rollout.replace(rewards=scores, costs=None)
+
+  def measured(metrics, rollout: Rollout, extra):
+    mask = rollout.sequences.response_mask
     rewards = stats.row_sum(rollout.rewards, mask)
     one = jnp.ones((), jnp.float32)
-    measured = {
+    return {
+      **metrics,
       "rewards/combined": metrics["rewards/mean"],
       "rewards/mean": stats.batch_mean(rewards),
       "rewards/std": Mean(jnp.std(rewards), one),
       "costs/mean": stats.batch_mean(stats.row_sum(rollout.costs, mask)),
       "costs/multiplier": Mean(extra["multiplier"], one),
     }
-    return batch, {**metrics, **measured}
 
   def update_extra(extra, params, metrics, config):
     extra = unconstrained.update_extra(extra, params, metrics, config)
@@ -97,4 +107,6 @@ def make(policy: Policy) -> Algorithm:
     excess = metrics["costs/mean"] - config.cost_limit
     return {**extra, "multiplier": update(extra["multiplier"], config.multiplier_rate, excess)}
 
-  return unconstrained._replace(init_extra=init_extra, annotate=annotate, update_extra=update_extra)
+  return unconstrained._replace(
+    init_extra=init_extra, annotate=annotate, update_extra=update_extra, at_once=at_once
+  )

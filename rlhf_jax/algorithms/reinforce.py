@@ -252,14 +252,11 @@ def make_by(
     return terms, metrics
 
   def at_once(params, frozen, rollout: Rollout, config, extra):
-    # The policy that wrote is the one that learns: π_old is π without its gradient.
-    new, ref, exact_kl = beside_reference(policy, params, frozen, rollout.sequences, config)
-    old = jax.lax.stop_gradient(new)
-    seen = known(rollout, old.logps, ref.logps, jax.lax.stop_gradient(exact_kl), config)
-    seen = seen._replace(values=old.values)
+    new, _, seen = first_pass(policy, params, frozen, rollout, config)
     batch, own = prepared(seen, config, extra)
     terms, metrics = learned(new, batch, config)
-    return terms, {**logged(seen), **own, **metrics}
+    noted = {**logged(seen), **own}
+    return terms, metrics, batch, noted
 
   return Algorithm(init_extra, annotate, of_batch, update_extra, at_once=at_once)
 
@@ -282,9 +279,21 @@ def look(
   policy: Policy, params, frozen, rollout: Rollout, config: Scored
 ) -> tuple[Seen, dict[str, Mean]]:
   """What is known of a rollout before anything is learned from it, and what every algorithm logs of that."""
+  _, _, seen = first_pass(policy, params, frozen, rollout, config)
+  return seen, logged(seen)
+
+
+def first_pass(
+  policy: Policy, params, frozen, rollout: Rollout, config: Scored
+) -> tuple[TokenStats, Array, Seen]:
+  """What is learned from in the first update, `TokenStats` and float32[B, T] KL(policy || reference), and what is known before it.
+
+  The policy that wrote is the one that learns: π_old is π without its gradient.
+  """
   new, ref, exact_kl = beside_reference(policy, params, frozen, rollout.sequences, config)
-  seen = known(rollout, new.logps, ref.logps, exact_kl, config)
-  return seen._replace(values=new.values), logged(seen)
+  old, old_kl = jax.lax.stop_gradient((new, exact_kl))
+  seen = known(rollout, old.logps, ref.logps, old_kl, config)
+  return new, exact_kl, seen._replace(values=old.values)
 
 
 def known(

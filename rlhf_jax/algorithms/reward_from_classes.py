@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import reward, stats
@@ -43,7 +43,7 @@ def begin(config: Config, labels: np.ndarray) -> Beginning:
       "without a gap, 0 the worst, and at least two."
     )
   share = np.bincount(given.astype(int)) / len(given)
-  cutpoints = special.logit(np.cumsum(share)[:-1])
+  cutpoints = scipy.special.logit(np.cumsum(share)[:-1])
   gaps = {"log_gaps": np.log(np.diff(cutpoints))} if len(cutpoints) > 1 else {}
   return Beginning(link={"first": cutpoints[0], **gaps})
 

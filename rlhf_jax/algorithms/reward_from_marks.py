@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from rlhf_jax.config import hyperparameters, option
 from rlhf_jax.ops import reward, stats
@@ -42,7 +42,7 @@ def log_odds(labels: np.ndarray, name: str) -> float:
     raise ValueError(
       f"{name} needs labels of both kinds, and the mean of {len(given)} is {mean:g}."
     )
-  return special.logit(mean)
+  return scipy.special.logit(mean)
 
 
 def make(scorer: Scorer) -> Algorithm:

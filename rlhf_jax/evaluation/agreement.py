@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rlhf_jax.evaluation.classification import Z95, Estimate, auc, fraction
 
@@ -32,7 +32,7 @@ def kendall(
   taus = []
   for s, r in zip(scores, ranks, strict=True):
     if len(np.unique(r)) > 1:
-      tau = stats.kendalltau(s, -np.asarray(r)).statistic
+      tau = scipy.stats.kendalltau(s, -np.asarray(r)).statistic
       taus.append(0.0 if np.isnan(tau) else float(tau))
   if not taus:
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 Z95 = 1.959963984540054
 
@@ -129,7 +129,7 @@ def pair_calibration(chosen_scores, rejected_scores, bins: int = 5) -> Calibrati
   Confidence runs from 0.5 to 1 in equal bins; empty bins are left out. An overconfident model observes less than it
   states.
   """
-  return calibration(special.expit(_finite(chosen_scores) - _finite(rejected_scores)), bins)
+  return calibration(scipy.special.expit(_finite(chosen_scores) - _finite(rejected_scores)), bins)
 
 
 def calibration(probabilities, bins: int = 5) -> Calibration:
@@ -160,9 +160,9 @@ def _auc_components(scores, labels) -> tuple[float, tuple[np.ndarray, np.ndarray
     raise ValueError(
       f"AUC needs labels 0 and 1, at least two of each; there are {n} of 0, {m} of 1, {len(labels) - m - n} of others."
     )
-  ranks = stats.rankdata(np.concatenate([positive, negative]))
-  of_positive = (ranks[:m] - stats.rankdata(positive)) / n
-  of_negative = 1 - (ranks[m:] - stats.rankdata(negative)) / m
+  ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
+  of_positive = (ranks[:m] - scipy.stats.rankdata(positive)) / n
+  of_negative = 1 - (ranks[m:] - scipy.stats.rankdata(negative)) / m
   return float(of_positive.mean()), (of_positive, of_negative)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rlhf_jax.rewards.judges import vader as vader  # a judge too, of this kind
 
@@ -91,7 +91,7 @@ def agreement(judge_a, judge_b, reward_a, reward_b) -> Agreement:
   alike = (np.sign(judged) * np.sign(rewarded) + 1) / 2
   judge, reward = np.concatenate([judge_a, judge_b]), np.concatenate([reward_a, reward_b])
   constant = np.ptp(judge) == 0 or np.ptp(reward) == 0
-  spearman = 0.0 if constant else float(stats.spearmanr(judge, reward).statistic)
+  spearman = 0.0 if constant else float(scipy.stats.spearmanr(judge, reward).statistic)
   return Agreement(float(alike.mean()), spearman)
 
 

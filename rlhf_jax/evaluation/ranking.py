@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg, stats
-from scipy.sparse import csgraph
+import scipy
 
 from rlhf_jax.evaluation.classification import Z95, Estimate
 
@@ -158,7 +157,7 @@ def standings(ranking: Ranking, wins, ties=None, baseline: str | None = None) ->
   won, lost = wins.sum(axis=(0, 2)), wins.sum(axis=(0, 1))
   tied = ties.sum(axis=(0, 2))
   rounded = np.round(ranking.abilities, 9)  # equal players differ by rounding
-  ranks = stats.rankdata(-rounded, method="min").astype(int)
+  ranks = scipy.stats.rankdata(-rounded, method="min").astype(int)
   ability = intervals(ranking)
   against = differences(ranking, baseline) if baseline else [None] * len(ability)
   return [
@@ -173,13 +172,13 @@ def standings(ranking: Ranking, wins, ties=None, baseline: str | None = None) ->
 def _maximum(wins, ties) -> tuple[np.ndarray, np.ndarray]:
   """θ and log ν float64[n + 1] of greatest likelihood, by Newton's method, and the inverse of the information there."""
   n, tied = len(wins), ties.any()
-  basis = linalg.helmert(n).T  # [n, n - 1]
-  basis = linalg.block_diag(basis, 1.0) if tied else np.vstack([basis, np.zeros(n - 1)])
+  basis = scipy.linalg.helmert(n).T  # [n, n - 1]
+  basis = scipy.linalg.block_diag(basis, 1.0) if tied else np.vstack([basis, np.zeros(n - 1)])
   parameters = np.append(np.zeros(n), 0.0 if tied else -np.inf)
   for _ in range(STEPS):
     gradient = _gradient(parameters, wins, ties) @ basis
     information = basis.T @ _information(parameters, wins, ties) @ basis
-    step = linalg.solve(information, gradient, assume_a="pos")
+    step = scipy.linalg.solve(information, gradient, assume_a="pos")
     change = basis @ step
     # The log-odds of two outcomes change by `reach` at most. A step shortened so climbs from anywhere, because the
     # third derivative of ℓ is bounded by the second times that (Sun and Tran-Dinh, arXiv:1703.04599, ν = 2).
@@ -187,7 +186,7 @@ def _maximum(wins, ties) -> tuple[np.ndarray, np.ndarray]:
     parameters = parameters + change * (np.log1p(reach) / reach if reach > 0 else 1.0)
     if gradient @ step < CLOSE**2:
       information = basis.T @ _information(parameters, wins, ties) @ basis
-      return parameters, basis @ linalg.inv(information) @ basis.T
+      return parameters, basis @ scipy.linalg.inv(information) @ basis.T
   raise FloatingPointError(
     f"Bradley-Terry abilities did not converge in {STEPS} steps; the likelihood has almost no maximum. {REMEDY}"
   )
@@ -277,13 +276,13 @@ def _assert_maximum(wins, ties, names) -> None:
   and lost to it is one.
   """
   leads = (wins + ties) > 0
-  _, group = csgraph.connected_components(leads, directed=False)
+  _, group = scipy.sparse.csgraph.connected_components(leads, directed=False)
   if group.any():
     first, rest = np.flatnonzero(group == group[0]), np.flatnonzero(group != group[0])
     raise ValueError(
       f"Nothing compares {_listed(names, first)} with {_listed(names, rest)}. {REMEDY}"
     )
-  count, part = csgraph.connected_components(leads, directed=True, connection="strong")
+  count, part = scipy.sparse.csgraph.connected_components(leads, directed=True, connection="strong")
   if count > 1:
     parts = [part == p for p in range(count)]
     top = np.flatnonzero(sum(p for p in parts if not leads[~p][:, p].any()))
@@ -298,8 +297,10 @@ def _assert_maximum(wins, ties, names) -> None:
   if not wins.any():
     raise ValueError(f"Every comparison is a tie, which ranks no one. {REMEDY}")
   try:
-    csgraph.bellman_ford(np.where(wins > 0, -1.0, np.where(ties > 0, 1.0, 0.0)), indices=0)
-  except csgraph.NegativeCycleError:
+    scipy.sparse.csgraph.bellman_ford(
+      np.where(wins > 0, -1.0, np.where(ties > 0, 1.0, 0.0)), indices=0
+    )
+  except scipy.sparse.csgraph.NegativeCycleError:
     return
   raise ValueError(
     "Davidson's ν has no maximum of likelihood: between ties and wins no one ever lost against expectation (no cycle "

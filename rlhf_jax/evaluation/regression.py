@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import sparse, stats
+import scipy
 
 from rlhf_jax.evaluation.classification import Z95, Estimate
 
@@ -79,7 +79,7 @@ class TfidfRidge(NamedTuple):
       return words
     mean, std = self.length_scale
     column = (_log(lengths) - mean) / std
-    return sparse.hstack([words, column[:, None]]).tocsr()
+    return scipy.sparse.hstack([words, column[:, None]]).tocsr()
 
 
 def spearman(scores, labels) -> Estimate:
@@ -89,7 +89,9 @@ def spearman(scores, labels) -> Estimate:
   2000), (1 + ρ² / 2) / (N − 3), for items that are independent of each other.
   """
   scores, labels = _given(scores, labels)
-  return _fisher(_correlation(stats.rankdata(scores), stats.rankdata(labels)), len(scores), 0)
+  return _fisher(
+    _correlation(scipy.stats.rankdata(scores), scipy.stats.rankdata(labels)), len(scores), 0
+  )
 
 
 def partial_spearman(scores, labels, lengths) -> Estimate:
@@ -100,9 +102,9 @@ def partial_spearman(scores, labels, lengths) -> Estimate:
   0 where the scores are the lengths themselves.
   """
   given = ~np.isnan(np.asarray(labels, np.float64))
-  lengths = stats.rankdata(np.asarray(lengths, np.float64)[given])
+  lengths = scipy.stats.rankdata(np.asarray(lengths, np.float64)[given])
   scores, labels = _given(scores, labels)
-  s, y = stats.rankdata(scores), stats.rankdata(labels)
+  s, y = scipy.stats.rankdata(scores), scipy.stats.rankdata(labels)
   s_l, y_l = _correlation(s, lengths), _correlation(y, lengths)
   left = (1 - s_l**2) * (1 - y_l**2)
   value = (_correlation(s, y) - s_l * y_l) / np.sqrt(left) if left > 1e-9 else 0.0
@@ -117,9 +119,9 @@ def spearman_difference(
   b, _ = _given(scores_b, labels)
   difference = lambda a, b, y: _correlation(a, y) - _correlation(b, y)
   rows = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
-  ranks = (stats.rankdata(x[rows], axis=1) for x in (a, b, y))
+  ranks = (scipy.stats.rankdata(x[rows], axis=1) for x in (a, b, y))
   low, high = np.quantile(difference(*ranks), [0.025, 0.975])
-  value = difference(*(stats.rankdata(x) for x in (a, b, y)))
+  value = difference(*(scipy.stats.rankdata(x) for x in (a, b, y)))
   return Estimate(float(value), float(low), float(high))
 
 

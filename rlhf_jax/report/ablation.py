@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy import stats
 
 from rlhf_jax.report.picture import COLORS, INK, MUTED, heading, style
 from rlhf_jax.report.words import NONE, number, percent
@@ -44,7 +44,7 @@ def interval_over(values: Sequence[float]) -> Interval | None:
   known = known[np.isfinite(known)]
   if len(known) < 2:
     return None
-  half = stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+  half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
   return Interval(*(float(x) for x in (known.mean(), known.mean() - half, known.mean() + half)))
 
 

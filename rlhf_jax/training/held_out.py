@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from scipy import special
+import scipy
 
 from rlhf_jax.data import examples
 from rlhf_jax.data.examples import Example, Labelled, Pair, Ranking, TokenLabelled
@@ -139,7 +139,7 @@ def _pairs(read: Reader, pairs: list[Pair]) -> tuple[dict[str, Estimate], Calibr
   margins = [
     raw[: len(chosen)] - raw[len(chosen) :] for raw in read.raw_scores([*chosen, *rejected])
   ]
-  probabilities = np.mean([special.expit(np.float64(margin)) for margin in margins], axis=0)
+  probabilities = np.mean([scipy.special.expit(np.float64(margin)) for margin in margins], axis=0)
   return found, classification.calibration(probabilities)
 
 

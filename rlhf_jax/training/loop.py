@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from rlhf_jax import sharding
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import memory
 from rlhf_jax.training.checkpoint import Checkpoints
@@ -48,7 +47,7 @@ def run(
 
   `iterate(state, step) -> (state, metrics, samples)`, where metrics is a dict of `Mean` still on the
   device and samples, if any, a function that fetches rows for samples.jsonl. Both are read one
-  step late, so that the device never waits for a print, but on a CPU, where steps stand in one another's way (`memory.Freed`). `finish` is applied to the last state before
+  step late, so that the device never waits for a print. `finish` is applied to the last state before
   it is saved.
 
   Raises Interrupted after SIGTERM or SIGINT, on every process when one was sent it, NotFinite at a loss that is not finite.
@@ -71,9 +70,7 @@ def run(
     dynamic_ncols=True,
     disable=not processes.is_first(),
   )
-  freed = memory.Freed()
   pending = None
-  on_cpu = sharding.platform() == "cpu"
   clock = time.perf_counter()
 
   def flush():
@@ -95,12 +92,8 @@ def run(
   try:
     with _stop_signals() as stop:
       for step in range(first, steps):
-        if on_cpu:
-          flush()
-          freed.wait()
         state, metrics, samples = iterate(state, step)
-        if not on_cpu:
-          flush()
+        flush()
         pending = (step + 1, metrics, samples)
         done = step + 1 == steps
         stopped = stop.agreed(now=done)

@@ -24,7 +24,6 @@ from rlhf_jax.sharding import processes
 from rlhf_jax.training import (
   dynamic_sampling,
   loop,
-  memory,
   optimizer,
   progress,
   replay,
@@ -107,8 +106,6 @@ def run(
   def short(rollout):
     return rollout if remembers else shortened(rollout, settings.widths)
 
-  freed = memory.Freed()
-
   def draw(params, step, number):
     """The `number`-th batch of prompts of a step, answered and scored."""
     rows = rows_at(setup, stage, settings, step, group, number)
@@ -118,7 +115,6 @@ def run(
     ids = [prompts[i].id for i in answered]
     rollout, valued = rewards.add(rollout, ids, step + 1)
     jax.block_until_ready(rollout)
-    freed.wait()
     assert_finite_rewards(rollout, ids, stage, step + 1)
     return rollout, {**metrics, **valued}
 

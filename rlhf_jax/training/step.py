@@ -77,60 +77,64 @@ def make_train_step(
 
   The batch's rows are permuted anew in each of `epochs` passes and learned from in `minibatches`
   parts, an optimizer update each. `accumulate` splits every part once more, to save memory: the
-  gradient stays that of the whole part, since losses are kept as sum and count until the end. One update of the whole
-  batch at once needs a single pass where the algorithm has `at_once`.
+  gradient stays that of the whole part, since losses are kept as sum and count until the end. Where the algorithm has
+  `at_once` and a pass is one update of the whole batch, the first one's is the look at the batch as well.
   Metrics are dicts of `Mean`. With a `config.stop_kl` or `config.stop_ratio`, updates cease once a part's
   `policy/approx_kl` or `policy/ratio` exceeds it.
   """
 
   def learn(state: TrainState, frozen, batch, config, loss=algorithm.loss):
-    batch = algorithm.per_update(batch, config)
-    gradients, metrics = _gradients(loss, state, frozen, batch, config, accumulate)
+    """One update: the state after it, what it measured, and what else `loss` gives."""
+    gradients, metrics, rest = _gradients(loss, state, frozen, batch, config, accumulate)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: -config.learning_rate * u, updates)
     metrics["optim/grad_norm"] = Mean(optax.global_norm(gradients), jnp.ones(()))
+    limits = _limits(config)
+    if limits:
+      past = [metrics[metric].value > limit for metric, limit in limits.items()]
+      metrics["optim/stopped"] = Mean(jnp.any(jnp.stack(past)).astype(jnp.float32), jnp.ones(()))
     params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), metrics
+    return state.replace(params=params, opt_state=opt_state), metrics, rest
 
-  def learn_in_parts(state: TrainState, frozen, batch, config):
-    limits = {
-      metric: getattr(config, rule)
-      for rule, metric in STOP_RULES.items()
-      if getattr(config, rule, None) is not None
-    }
+  def learn_in_parts(state: TrainState, frozen, batch, config, first=None):
+    """Updates of all passes, or of all after the one that measured `first`."""
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    parts = order.reshape(epochs * minibatches, size // minibatches)
+    parts = order[first is not None :].reshape(-1, size // minibatches)
 
     def one(carry, rows):
       state, stopped = carry
-      part = jax.tree.map(lambda x: x[rows], batch)
-      if not limits:
-        state, metrics = learn(state, frozen, part, config)
+      part = algorithm.per_update(jax.tree.map(lambda x: x[rows], batch), config)
+      update = lambda: learn(state, frozen, part, config)[:2]
+      if not _limits(config):
+        state, metrics = update()
         return (state, stopped), metrics
-      nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state, frozen, part, config)[1]
-      )
-      state, metrics = jax.lax.cond(
-        stopped, lambda: (state, nothing), lambda: learn(state, frozen, part, config)
-      )
-      for metric, limit in limits.items():
-        stopped |= metrics[metric].value > limit
+      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(update)[1])
+      state, metrics = jax.lax.cond(stopped, lambda: (state, nothing), update)
+      stopped |= metrics["optim/stopped"].sum > 0
       metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
       return (state, stopped), metrics
 
-    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), parts)
-    return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    stopped = jnp.zeros((), bool)
+    if first is not None and _limits(config):
+      stopped |= first["optim/stopped"].sum > 0
+    (state, _), metrics = jax.lax.scan(one, (state, stopped), parts)
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    return state, metrics if first is None else jax.tree.map(jnp.add, first, metrics)
 
   def train_step(state: TrainState, frozen, batch, config):
-    once = epochs * minibatches == 1
-    if once and accumulate == 1 and algorithm.at_once is not None:
-      state, metrics = learn(state, frozen, batch, config, algorithm.at_once)
+    if minibatches * accumulate == 1 and algorithm.at_once is not None:
+      state, learned, (batch, metrics) = learn(state, frozen, batch, config, algorithm.at_once)
+      if epochs > 1:
+        state, learned = learn_in_parts(state, frozen, batch, config, learned)
     else:
       batch, metrics = algorithm.annotate(state.params, frozen, batch, config, state.extra)
-      state, learned = (learn if once else learn_in_parts)(state, frozen, batch, config)
-      metrics = {**metrics, **learned}
+      if epochs * minibatches > 1:
+        state, learned = learn_in_parts(state, frozen, batch, config)
+      else:
+        state, learned, _ = learn(state, frozen, algorithm.per_update(batch, config), config)
+    metrics = {**metrics, **learned}
     values = {name: mean.value for name, mean in metrics.items()}
     values["rollout/episodes"] = jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.float32)
     extra = algorithm.update_extra(state.extra, state.params, values, config)
@@ -139,17 +143,23 @@ def make_train_step(
   return train_step
 
 
+def _limits(config) -> dict[str, float]:
+  """The metrics that end a batch's updates, and where."""
+  limits = {metric: getattr(config, rule, None) for rule, metric in STOP_RULES.items()}
+  return {metric: limit for metric, limit in limits.items() if limit is not None}
+
+
 def _gradients(loss: Callable, state: TrainState, frozen, batch, config, accumulate: int):
   def objective(params, batch, counts):
-    terms, metrics = loss(params, frozen, batch, config, state.extra)
+    terms, metrics, *rest = loss(params, frozen, batch, config, state.extra)
     counts = counts or {name: term.count for name, term in terms.items()}
     total = sum(t.sum / jnp.maximum(counts[name], 1e-8) for name, t in terms.items())
     losses = {f"loss/{name}": term for name, term in terms.items()}
-    return total, {**losses, **metrics}
+    return total, ({**losses, **metrics}, rest)
 
   gradient = jax.grad(objective, has_aux=True)
   if accumulate == 1:
-    gradients, metrics = gradient(state.params, batch, None)
+    gradients, (metrics, rest) = gradient(state.params, batch, None)
   else:
     # Every accumulate-th row, so that each device keeps its own.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -162,10 +172,10 @@ def _gradients(loss: Callable, state: TrainState, frozen, batch, config, accumul
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], micro), counts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (gradients, metrics), _ = jax.lax.scan(
+    (gradients, (metrics, rest)), _ = jax.lax.scan(
       lambda sums, part: (add(sums, gradient(state.params, part, counts)), None), zeros, micro
     )
   metrics["loss/total"] = Mean(
     sum(m.value for name, m in metrics.items() if name.startswith("loss/")), jnp.ones(())
   )
-  return gradients, metrics
+  return gradients, metrics, rest

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from rlhf_jax import sharding
-from rlhf_jax.algorithms import a2c, grpo, online_dpo
+from rlhf_jax.algorithms import a2c, grpo, online_dpo, ppo, ppo_lagrangian
 from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import online, step
 from rlhf_jax.types import Rollout, Sequences
@@ -108,22 +108,37 @@ def test_fewer_prompts_than_devices_are_answered_a_row_each(params, rollout):
 
 
 @pytest.mark.parametrize(
-  ("module", "config"),
+  ("module", "config", "epochs"),
   [
-    (grpo, grpo.Config(group=G, kl_in="reward", importance_level="token", entropy_coef=0.1)),
-    (a2c, a2c.Config(truncation="mask")),
+    (grpo, grpo.Config(group=G, kl_in="reward", importance_level="token", entropy_coef=0.1), 1),
+    (a2c, a2c.Config(truncation="mask"), 1),
+    (grpo, grpo.Config(group=G, kl_in="loss"), 2),
+    (ppo, ppo.Config(whiten_advantages="minibatch", entropy_coef=0.1, learning_rate=0.1), 3),
+    (ppo, ppo.Config(kl_in="loss", kl_estimator="exact", truncation="bootstrap"), 2),
+    (ppo, ppo.Config(reward_at="after_last", stop_kl=1e-9, learning_rate=0.1), 3),
+    (ppo_lagrangian, ppo_lagrangian.Config(cost_limit=0.1, multiplier=0.7), 2),
   ],
-  ids=["grpo", "a2c"],
+  ids=[
+    "grpo",
+    "a2c",
+    "grpo twice",
+    "ppo",
+    "ppo with KL in its loss",
+    "ppo that stops",
+    "lagrangian",
+  ],
 )
-def test_one_pass_teaches_what_two_do(params, frozen, rollout, module, config):
+def test_one_pass_teaches_what_two_do(params, frozen, rollout, module, config, epochs):
   algorithm, tx = module.make(POLICY), optax.trace(decay=0.0)
 
   def learned(algorithm, batch):
     state = step.init_state(jax.random.key(5), params, algorithm, tx, config)
-    run = jax.jit(step.make_train_step(algorithm, tx), compiler_options=QUICKLY)
-    state, metrics = run(state, frozen, batch, config)
+    train_step = step.make_train_step(algorithm, tx, epochs=epochs)
+    state, metrics = jax.jit(train_step, compiler_options=QUICKLY)(state, frozen, batch, config)
     return state.opt_state.trace, {name: mean.value for name, mean in metrics.items()}
 
+  if module is ppo_lagrangian:
+    rollout = rollout.replace(costs=0.5 * rollout.rewards**2)
   gradient, metrics = learned(algorithm, rollout)
   twice, expected = learned(algorithm._replace(at_once=None), plain(rollout))
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(twice))
