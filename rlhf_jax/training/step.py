@@ -97,7 +97,7 @@ def make_train_step(
     return state.replace(params=params, opt_state=opt_state), metrics, rest
 
   def learn_in_parts(state: TrainState, frozen, batch, config, first=None):
-    """Updates of all passes, or of all after the one that measured `first`."""
+    """Updates of all passes, or of all after the one that measured `first`, whose ratios were all 1."""
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
@@ -116,10 +116,7 @@ def make_train_step(
       metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
       return (state, stopped), metrics
 
-    stopped = jnp.zeros((), bool)
-    if first is not None and _limits(config):
-      stopped |= first["optim/stopped"].sum > 0
-    (state, _), metrics = jax.lax.scan(one, (state, stopped), parts)
+    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), parts)
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
     return state, metrics if first is None else jax.tree.map(jnp.add, first, metrics)
 

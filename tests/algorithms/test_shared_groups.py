@@ -112,7 +112,7 @@ def test_fewer_prompts_than_devices_are_answered_a_row_each(params, rollout):
   [
     (grpo, grpo.Config(group=G, kl_in="reward", importance_level="token", entropy_coef=0.1), 1),
     (a2c, a2c.Config(truncation="mask"), 1),
-    (grpo, grpo.Config(group=G, kl_in="loss"), 2),
+    (grpo, grpo.Config(group=G, kl_in="loss", learning_rate=0.1), 2),
     (ppo, ppo.Config(whiten_advantages="minibatch", entropy_coef=0.1, learning_rate=0.1), 3),
     (ppo, ppo.Config(kl_in="loss", kl_estimator="exact", truncation="bootstrap"), 2),
     (ppo, ppo.Config(reward_at="after_last", stop_kl=1e-9, learning_rate=0.1), 3),
