@@ -278,30 +278,23 @@ def make(policy: Policy) -> Algorithm:
     return extra
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    rollout, after, of_scores = prepared(rollout, config, extra)
-    seen, metrics = reinforce.look(policy, params, frozen, rollout, config)
-    batch, own = shaped(seen, after, config, extra)
-    return batch, {**metrics, **of_scores, **own}
+    _, _, batch, noted = first_look(params, frozen, rollout, config, extra)
+    return batch, noted
 
   def at_once(params, frozen, rollout: Rollout, config, extra):
-    rollout, after, of_scores = prepared(rollout, config, extra)
-    new, exact_kl, seen = reinforce.first_pass(policy, params, frozen, rollout, config)
-    batch, own = shaped(seen, after, config, extra)
+    new, exact_kl, batch, noted = first_look(params, frozen, rollout, config, extra)
     terms, metrics = learned(new, exact_kl, per_update(batch, config), config, extra)
-    return terms, metrics, batch, {**reinforce.logged(seen), **of_scores, **own}
+    return terms, metrics, batch, noted
 
-  def prepared(rollout: Rollout, config, extra):
-    """(the rollout with scaled scores, the column int32[B] after each response where it counts, what scores were)."""
+  def first_look(params, frozen, rollout: Rollout, config, extra):
+    """What the first update learns from, `TokenStats` and the exact KL, and then the batch and what is known of it."""
     after = None
     if config.truncation == "bootstrap" or config.reward_at == "after_last":
       # One more token lets the critic speak after a response that nothing follows.
       rollout, after = _one_longer(rollout)
     rollout, of_scores = _scaled(rollout, config, extra)
-    return rollout, after, of_scores
-
-  def shaped(seen: reinforce.Seen, after: Array | None, config, extra):
-    """The batch with rewards, advantages and returns, and what they are."""
-    rollout, mask, values = seen.rollout, seen.chosen, seen.values
+    new, exact_kl, seen = reinforce.first_pass(policy, params, frozen, rollout, config)
+    mask, values = seen.chosen, seen.values
 
     steps, bootstrap, end = mask, jnp.zeros(mask.shape[0]), None
     if after is not None:
@@ -353,7 +346,7 @@ def make(policy: Policy) -> Algorithm:
       "policy/kl_coef": Mean(extra["kl_coef"], one),
       "value/explained_variance": Mean(explained, one),
     }
-    return batch, {**own, **used}
+    return new, exact_kl, batch, {**reinforce.logged(seen), **of_scores, **own, **used}
 
   def per_update(batch: Batch, config):
     if config.whiten_advantages != "minibatch":

@@ -209,9 +209,14 @@ def make_by(
   """
 
   def annotate(params, frozen, rollout: Rollout, config, extra):
-    seen, metrics = look(policy, params, frozen, rollout, config)
+    _, batch, noted = first_look(params, frozen, rollout, config, extra)
+    return batch, noted
+
+  def first_look(params, frozen, rollout: Rollout, config, extra):
+    """What the first update learns from, and then the batch and what is known of it."""
+    new, _, seen = first_pass(policy, params, frozen, rollout, config)
     batch, own = prepared(seen, config, extra)
-    return batch, {**metrics, **own}
+    return new, batch, {**logged(seen), **own}
 
   def prepared(seen: Seen, config, extra) -> tuple[Batch, dict]:
     found, own = advantages(seen, config, extra)
@@ -252,10 +257,8 @@ def make_by(
     return terms, metrics
 
   def at_once(params, frozen, rollout: Rollout, config, extra):
-    new, _, seen = first_pass(policy, params, frozen, rollout, config)
-    batch, own = prepared(seen, config, extra)
+    new, batch, noted = first_look(params, frozen, rollout, config, extra)
     terms, metrics = learned(new, batch, config)
-    noted = {**logged(seen), **own}
     return terms, metrics, batch, noted
 
   return Algorithm(init_extra, annotate, of_batch, update_extra, at_once=at_once)

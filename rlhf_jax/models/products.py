@@ -89,7 +89,7 @@ def transpose(x: Array) -> Array:
 
 
 def in_rows(x: Array) -> Array:
-  """`x` with its last axis, and then the others from last to first, consecutive in memory, on a CPU."""
+  """`x` laid out in row-major order on a CPU, where the compiler might choose another."""
   if sharding.platform() != "cpu":
     return x
   return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))

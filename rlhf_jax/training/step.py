@@ -89,15 +89,16 @@ def make_train_step(
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: -config.learning_rate * u, updates)
     metrics["optim/grad_norm"] = Mean(optax.global_norm(gradients), jnp.ones(()))
-    limits = _limits(config)
-    if limits:
-      past = [metrics[metric].value > limit for metric, limit in limits.items()]
-      metrics["optim/stopped"] = Mean(jnp.any(jnp.stack(past)).astype(jnp.float32), jnp.ones(()))
     params = optax.apply_updates(state.params, updates)
     return state.replace(params=params, opt_state=opt_state), metrics, rest
 
   def learn_in_parts(state: TrainState, frozen, batch, config, first=None):
-    """Updates of all passes, or of all after the one that measured `first`, whose ratios were all 1."""
+    """Updates of all passes, or of all after the one that measured `first`, which no rule stops: its ratios are 1."""
+    limits = {
+      metric: getattr(config, rule)
+      for rule, metric in STOP_RULES.items()
+      if getattr(config, rule, None) is not None
+    }
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
@@ -107,18 +108,23 @@ def make_train_step(
       state, stopped = carry
       part = algorithm.per_update(jax.tree.map(lambda x: x[rows], batch), config)
       update = lambda: learn(state, frozen, part, config)[:2]
-      if not _limits(config):
+      if not limits:
         state, metrics = update()
         return (state, stopped), metrics
       nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(update)[1])
       state, metrics = jax.lax.cond(stopped, lambda: (state, nothing), update)
-      stopped |= metrics["optim/stopped"].sum > 0
+      for metric, limit in limits.items():
+        stopped |= metrics[metric].value > limit
       metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
       return (state, stopped), metrics
 
     (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), parts)
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-    return state, metrics if first is None else jax.tree.map(jnp.add, first, metrics)
+    if first is None:
+      return state, metrics
+    if limits:
+      first["optim/stopped"] = Mean(jnp.zeros(()), jnp.ones(()))
+    return state, jax.tree.map(jnp.add, first, metrics)
 
   def train_step(state: TrainState, frozen, batch, config):
     if minibatches * accumulate == 1 and algorithm.at_once is not None:
@@ -138,12 +144,6 @@ def make_train_step(
     return state.replace(step=state.step + 1, extra=extra), metrics
 
   return train_step
-
-
-def _limits(config) -> dict[str, float]:
-  """The metrics that end a batch's updates, and where."""
-  limits = {metric: getattr(config, rule, None) for rule, metric in STOP_RULES.items()}
-  return {metric: limit for metric, limit in limits.items() if limit is not None}
 
 
 def _gradients(loss: Callable, state: TrainState, frozen, batch, config, accumulate: int):

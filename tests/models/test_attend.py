@@ -1,11 +1,13 @@
 """Attention and SwiGLU with derivatives of their own are what JAX derives, and a CPU leaves out what no query sees."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import attend, decoder, layers
+from rlhf_jax.models import attend, decoder, layers, products
 from rlhf_jax.models.llama import LlamaConfig, family
 
 B, H, K, C = 2, 6, 3, 4
@@ -123,3 +125,23 @@ def test_rotary_angles_are_computed_once_and_not_in_every_layer():
   params = model.init(jax.random.key(0))
   compiled = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
   assert compiled.count(" sine(") == compiled.count(" cosine(") == 1
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a CPU's compiler chose otherwise")
+def test_no_product_of_bfloat16_falls_back_to_float32():
+  """Keys and values as a model has them: products of rows of all heads, split."""
+  T, C = 128, 64
+  x, w = jnp.ones((2, T, 2 * C)), jnp.ones((2 * C, 2 * C))
+  mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (2, T, T))
+
+  def attended(q, k, v):
+    q, k, v = (
+      layers.split_heads(products.matmul(x, kernel, "bfloat16"), 2) for kernel in (q, k, v)
+    )
+    return jnp.sum(layers.merge_heads(layers.attention(q, k, v, mask, "bfloat16")) ** 2)
+
+  compiled = jax.jit(jax.grad(attended, argnums=(0, 1, 2))).lower(w, w, w).compile().as_text()
+  made = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", compiled))
+  inputs = re.findall(r" dot\(([^)]*)\)", compiled)
+  kinds = {made[name.split()[-1].lstrip("%")] for pair in inputs for name in pair.split(", ")}
+  assert kinds == {"bf16"}
