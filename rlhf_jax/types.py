@@ -35,6 +35,7 @@ class Sequences:
   # int32[B, R], the columns whose log-probabilities are wanted, −1 where there are fewer; the others are 0. None wants
   # all. A rollout's are the last R columns of every row.
   asked: Array | None = None
+  packing: Packing | None = None  # the same rows in fewer, which is what a model then sees
 
   @classmethod
   def from_mask(cls, tokens: Array, mask: Array, response_mask: Array) -> Sequences:
@@ -70,6 +71,35 @@ class Sequences:
       asked=spread(jnp.arange(P, W)),
     )
     return Shared(rows, at=spread(at), fork=(P, group))
+
+  def packed(self) -> tuple[Sequences, Array]:
+    """The rows of `packing`, each of the rows here a segment of its own, and where each token stands there, int32[B, T], −1 is padding.
+
+    All of a row's log-probabilities are then said, whatever was `asked`.
+    """
+    B, T = self.tokens.shape
+    live = self.segments > 0
+    at = jnp.where(live, self.packing.place[:, None] + jnp.cumsum(live, axis=1) - 1, -1)
+    size = self.packing.rows * T
+    where = jnp.where(live, at, size)  # beyond all rows, and dropped
+    put = lambda x: jnp.zeros(size, x.dtype).at[where].set(x, mode="drop").reshape(-1, T)
+    first = jnp.max(self.segments) * jnp.arange(B)[:, None]
+    rows = Sequences(
+      tokens=put(self.tokens),
+      positions=put(self.positions),
+      segments=put(first + self.segments),
+      response_mask=put(self.response_mask),
+      branches=None if self.branches is None else put(self.branches),
+    )
+    return rows, at
+
+
+@struct.dataclass
+class Packing:
+  """Where the rows of `Sequences` go in fewer rows of the same width, several in one."""
+
+  place: Array  # int32[B], where each row begins, counted through all rows of the packing
+  rows: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass

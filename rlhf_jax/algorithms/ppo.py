@@ -216,6 +216,11 @@ class Config(reinforce.Common):
     high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
     return {"low": self.clip_eps, "high": high}
 
+  @property
+  def looks_beyond(self) -> bool:
+    """Whether the critic speaks of what comes after a response's last token."""
+    return self.truncation == "bootstrap" or self.reward_at == "after_last"
+
   def for_run(self, where: str, *, steps: int, episodes: int) -> Config:
     """With what depends on a run's length: `steps` of `episodes` each.
 
@@ -289,7 +294,7 @@ def make(policy: Policy) -> Algorithm:
   def first_look(params, frozen, rollout: Rollout, config, extra):
     """What the first update learns from, `TokenStats` and the exact KL, and then the batch and what is known of it."""
     after = None
-    if config.truncation == "bootstrap" or config.reward_at == "after_last":
+    if config.looks_beyond:
       # One more token lets the critic speak after a response that nothing follows.
       rollout, after = _one_longer(rollout)
     rollout, of_scores = _scaled(rollout, config, extra)
@@ -473,6 +478,7 @@ def _one_longer(rollout: Rollout) -> tuple[Rollout, Array]:
     positions=jnp.where(further, at_last(positions) + 1, positions),
     segments=jnp.where(further, at_last(segments), segments),
     response_mask=widen(sequences.response_mask),
+    packing=None,  # which has no room
   )
   longer = rollout.replace(
     sequences=continued, logps=widen(rollout.logps), rewards=widen(rollout.rewards)

@@ -272,7 +272,7 @@ def beside_reference(policy: Policy, params, frozen, sequences: Sequences, confi
   compare = lambda rows: policy.compare(
     params, frozen["reference"], frozen, rows, config.temperature
   )
-  if config.group == 1 or sequences.asked is None:
+  if config.group == 1 or sequences.asked is None or sequences.packing is not None:
     return compare(sequences)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   return jax.tree.map(flat, compare(sequences.in_groups(config.group)))

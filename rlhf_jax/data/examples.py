@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlhf_jax.types import LabelledBatch, PreferenceBatch, RankingBatch, Sequences, Shared
+from rlhf_jax.types import LabelledBatch, Packing, PreferenceBatch, RankingBatch, Sequences, Shared
 
 FORMS = ("texts", "pairs", "rankings", "ratings", "classes", "marks", "tokens")
 
@@ -143,20 +143,28 @@ def batch_rows(size: int, batch_size: int, seed: int | Sequence[int], step: int)
 
 def pack(examples: Sequence[Example], width: int) -> list[list[Example]]:
   """Examples sharing rows of at most `width` tokens: first fit, longest first."""
-  rows: list[list[Example]] = []
-  room: list[int] = []
-  for example in sorted(examples, key=lambda e: -len(e.tokens)):
-    size = len(example.tokens)
+  sizes = [len(example.tokens) for example in examples]
+  for example, size in zip(examples, sizes, strict=True):
     if size > width:
       raise ValueError(f"example {example.id} has {size} tokens, more than the row's {width}.")
-    row = next((i for i, free in enumerate(room) if free >= size), None)
-    if row is None:
-      rows.append([])
+  rows, starts = first_fit(sizes, width)
+  packed = [[] for _ in range(max(rows, default=-1) + 1)]
+  for i in np.lexsort((starts, rows)):
+    packed[rows[i]].append(examples[i])
+  return packed
+
+
+def first_fit(sizes: Sequence[int], width: int) -> tuple[np.ndarray, np.ndarray]:
+  """The row that each of `sizes` goes into and where it starts there, int[N] each, in rows of `width`; longest first."""
+  room: list[int] = []
+  rows, starts = np.zeros(len(sizes), int), np.zeros(len(sizes), int)
+  for i in np.argsort(-np.asarray(sizes), kind="stable"):
+    row = next((row for row, free in enumerate(room) if free >= sizes[i]), len(room))
+    if row == len(room):
       room.append(width)
-      row = len(rows) - 1
-    rows[row].append(example)
-    room[row] -= size
-  return rows
+    rows[i], starts[i] = row, width - room[row]
+    room[row] -= sizes[i]
+  return rows, starts
 
 
 # What a layout leaves out brings the tokens down to this share at most, or it is not worth the gathering; nor, where a
@@ -176,6 +184,7 @@ class Layout(NamedTuple):
   asked_shared: int | None = None  # R of such a row
   # P, where such a row is P columns of what both begin with and then half of the rest for each answer
   fork: int | None = None
+  packed: int | None = None  # rows of W that a batch is packed into; None leaves each pair its own
 
 
 def collate(rows: Sequence[Sequence[Example]], width: int, asked: int | None = None) -> Sequences:
@@ -243,7 +252,12 @@ def collate_together(pairs: Sequence[Pair], layout: Layout) -> Shared:
       segments[i, span] = 1
   asked = _asked(response, layout.asked_shared)
   fork = None if layout.fork is None else (layout.fork, 2)
-  return Shared(Sequences(tokens, positions, segments, response, branches, asked), at, fork)
+  packing = None
+  if layout.packed is not None:
+    rows, starts = first_fit(list(map(_shared_width, pairs)), layout.shared)
+    packing = Packing(np.asarray(rows * layout.shared + starts, np.int32), layout.packed)
+  rows = Sequences(tokens, positions, segments, response, branches, asked, packing)
+  return Shared(rows, at, fork)
 
 
 def _in_common(pair: Pair) -> int:
@@ -260,31 +274,48 @@ def _shared_width(pair: Pair) -> int:
 
 
 def layouts(
-  batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool
+  batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool, packs: int = 0
 ) -> dict[int, Layout]:
-  """Of each width, the smallest layout that holds all of its batches."""
-  of_width: dict[int, dict[int, Record]] = {}
-  for width, records in batches:  # a record comes again in every epoch
-    of_width.setdefault(width, {}).update({id(record): record for record in records})
-  return {width: _layout(width, [*r.values()], share_prompt) for width, r in of_width.items()}
+  """Of each width, the smallest layout that holds all of its batches.
+
+  With `packs` the rows of pairs may be packed, into a multiple of so many rows.
+  """
+  of_width: dict[int, list[Sequence[Record]]] = {}
+  for width, records in batches:
+    of_width.setdefault(width, []).append(records)
+  return {width: _layout(width, b, share_prompt, packs) for width, b in of_width.items()}
 
 
-def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
+def _layout(width: int, batches: list[Sequence[Record]], share_prompt: bool, packs: int) -> Layout:
+  # A record comes again in every epoch.
+  records = [*{id(record): record for records in batches for record in records}.values()]
   answers = [answer for record in records for answer in record.answers]
-  layout = Layout(width, asked_of([[answer] for answer in answers], width))
+  apart = Layout(width, asked_of([[answer] for answer in answers], width))
   if not (share_prompt and isinstance(records[0], Pair)):
-    return layout
-  shared = _round_up(max(map(_shared_width, records)))
-  if shared > WORTHWHILE_SHARED * 2 * width:
-    return layout
-  # Where all begin and go on for about as long, each part can have columns of its own, and attention knows them.
+    return apart
+  sizes = {id(pair): _shared_width(pair) for pair in records}
+  shared = _round_up(max(sizes.values()))
+  layout, columns = apart, 2 * width
+  if shared <= WORTHWHILE_SHARED * columns:
+    layout = _sharing(apart, shared, records)
+    columns = layout.shared
+  if packs:
+    fits = [first_fit([sizes[id(pair)] for pair in pairs], shared)[0] for pairs in batches]
+    rows = _round_up(max(int(fit.max()) + 1 for fit in fits), packs)
+    if rows * shared <= WORTHWHILE * len(batches[0]) * columns:
+      return apart._replace(shared=shared, packed=rows)
+  return layout
+
+
+def _sharing(apart: Layout, shared: int, records: Sequence[Pair]) -> Layout:
+  """Each pair in a row of `shared` columns, or of a few more with columns of their own for prompt and answers, which attention knows."""
   prompt = _round_up(max(map(_in_common, records)))
   rest = max(len(a.tokens) - _in_common(pair) for pair in records for a in pair.answers)
   forked = prompt + 2 * _round_up(rest)
   fork = prompt if forked <= 1.1 * shared else None
   shared = shared if fork is None else forked
   asked = asked_of([pair.answers for pair in records], shared)
-  return layout._replace(shared=shared, asked_shared=asked, fork=fork)
+  return apart._replace(shared=shared, asked_shared=asked, fork=fork)
 
 
 def collate_records(

@@ -183,15 +183,15 @@ def language_model(
     hidden, fresh = prefill(params, tokens, positions, segments, init_cache(*tokens.shape))
     T, S = tokens.shape[1], cache.segments.shape[1]
 
-    def put(stored, new, axis):
+    def turned(new, axis):
       width = [(0, S - T if i == axis else 0) for i in range(new.ndim)]
-      turned = jnp.roll(jnp.pad(new, width), cache.length - T, axis)
-      return stored.at[rows].set(turned)
+      return jnp.roll(jnp.pad(new, width), cache.length - T, axis)
 
+    put = lambda stored, new: layers.write_rows(stored, turned(new, 2), rows)
     return hidden, Cache(
-      keys=jax.tree.map(lambda stored, new: put(stored, new, 2), cache.keys, fresh.keys),
-      values=jax.tree.map(lambda stored, new: put(stored, new, 2), cache.values, fresh.values),
-      segments=put(cache.segments, fresh.segments, 1),
+      keys=jax.tree.map(put, cache.keys, fresh.keys),
+      values=jax.tree.map(put, cache.values, fresh.values),
+      segments=cache.segments.at[rows].set(turned(fresh.segments, 1)),
       positions=cache.positions.at[rows].set(fresh.positions),
       length=cache.length,
     )

@@ -116,14 +116,16 @@ def make_policy(
     return words
 
   def over_vocabulary(function, trees, frozen, sequences: Sequences, temperature=1.0):
-    return logprobs.over_vocabulary(
+    seen = _seen(sequences)
+    said = logprobs.over_vocabulary(
       function,
-      [trunk(tree, frozen, _seen(sequences))[0] for tree in trees],
-      sequences.tokens,
-      sequences.segments,
+      [trunk(tree, frozen, seen)[0] for tree in trees],
+      seen.rows.tokens,
+      seen.rows.segments,
       [view(tree, frozen, temperature) for tree in trees],
       chunk=_together(chunk, model.config.vocab_size),
     )
+    return seen.apart(said)
 
   return Policy(evaluate, compare, over_vocabulary)
 
@@ -231,14 +233,12 @@ class _Seen(NamedTuple):
 
 
 def _seen(sequences: Sequences | Shared) -> _Seen:
-  def at(last: Array):  # int32[rows, answers]
-    return lambda x: jnp.take_along_axis(x, last[..., None], axis=1)
-
   if isinstance(sequences, Sequences):
     segments = sequences.segments
     columns = jnp.arange(segments.shape[1])[None]
-    last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1, keepdims=True)
-    return _Seen(sequences, lambda tree: tree, lambda x: at(last)(x)[:, 0])
+    last = jnp.max(jnp.where(segments > 0, columns, 0), axis=1)
+    rows, there = _dense(sequences)
+    return _Seen(rows, lambda tree: jax.tree.map(there, tree), lambda x: there(x, last))
   N, G, _ = sequences.at.shape
   if not sharding.spreads(N):  # over the devices, as the answers do
     alone = _seen(sequences.alone)
@@ -246,9 +246,34 @@ def _seen(sequences: Sequences | Shared) -> _Seen:
     return _Seen(
       alone.rows, lambda tree: jax.tree.map(group, tree), lambda x: group(alone.at_last(x))
     )
-  rows = sequences.rows
-  last = jnp.max(jnp.where(sequences.apart(rows.segments) > 0, sequences.at, 0), axis=2)
-  return _Seen(rows, lambda tree: jax.tree.map(sequences.apart, tree), at(last), sequences.fork)
+  last = jnp.max(jnp.where(sequences.apart(sequences.rows.segments) > 0, sequences.at, 0), axis=2)
+  rows, there = _dense(sequences.rows)
+  apart = lambda x: sequences.apart(there(x))
+  return _Seen(
+    rows, lambda tree: jax.tree.map(apart, tree), lambda x: there(x, last), sequences.fork
+  )
+
+
+def _dense(rows: Sequences) -> tuple[Sequences, Callable]:
+  """The rows that a trunk sees for `rows`, and a function of what it says there, x[M, W, ...], and of columns int32[B, ...] of `rows`.
+
+  It says the same of these columns, [B, ..., ...], or of all, [B, T, ...].
+  """
+
+  def of_columns(x, columns):
+    at = columns.reshape(len(columns), -1, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, at, axis=1).reshape(*columns.shape, *x.shape[2:])
+
+  if rows.packing is None:
+    return rows, lambda x, columns=None: x if columns is None else of_columns(x, columns)
+  dense, places = rows.packed()
+
+  def there(x, columns=None):
+    at = places if columns is None else of_columns(places, columns)
+    found = x.reshape(-1, *x.shape[2:])[jnp.maximum(at, 0)]
+    return jnp.where(at.reshape(*at.shape, *(1,) * (x.ndim - 2)) >= 0, found, 0)
+
+  return dense, there
 
 
 def _together(chunk: int | None, vocabulary: int) -> int:

@@ -30,7 +30,8 @@ class Settings:
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
   widths: int = option(2, at_least=1)  # of padded batches; each compiles once
-  # The prompt of a pair is computed once, both answers in one row, where that is narrower than two.
+  # The prompt of a pair is computed once, both answers in one row, where that is narrower than two; and such rows are
+  # packed into fewer where that leaves less to compute and a batch is not split.
   share_prompt: bool = True
   evaluate_every: int = option(0, at_least=0)  # steps, a policy on held-out prompts; 0 is never
 
@@ -122,7 +123,8 @@ def padded(
   With `ref_logps` the reference's log-probabilities come with the batch.
   """
   plan = _plan(records, settings, seed)
-  layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
+  packs = sharding.shards_in_scope() if settings.accumulate == 1 else 0
+  layouts = examples.layouts(plan, share_prompt=settings.share_prompt, packs=packs)
 
   def at(step: int, own: np.ndarray | None = None):
     width, chosen = plan[step]
@@ -177,8 +179,8 @@ def bootstrapped(
 def _collated(
   records: list[Record], own: np.ndarray | None, layout: Layout, ref_logps: Logps | None
 ):
-  """The batch of `records`, or its rows `own`, which alone are collated; but rankings, whose longest is as long as all."""
-  if isinstance(records[0], Ranking):
+  """The batch of `records`, or its rows `own`, which alone are collated; but of rankings the longest is as long as all, and packing is of all."""
+  if isinstance(records[0], Ranking) or layout.packed is not None:
     return _taken(examples.collate_records(records, layout, ref_logps), own)
   return examples.collate_records(_own(records, own), layout, ref_logps)
 

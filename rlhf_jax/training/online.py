@@ -41,7 +41,7 @@ from rlhf_jax.training.setup import (
   reward_model_of,
 )
 from rlhf_jax.training.step import make_train_step, start
-from rlhf_jax.types import Mean, Params, Reading, Rollout
+from rlhf_jax.types import Mean, Packing, Params, Reading, Rollout, Sequences
 
 OTHERS = 1 << 20  # folded into a row's key for whoever answers beside the policy
 
@@ -53,9 +53,9 @@ class Settings:
   steps: int = option(30, at_least=1)
   prompts: int = option(64, at_least=1)  # a step
   accumulate: int = option(1, at_least=1)  # parts a minibatch is split into, to save memory
-  # Of the answers that are learned from: the columns that no answer of a step reaches are left out, in so many sizes;
-  # each compiles once.
-  widths: int = option(2, at_least=1)
+  # What is learned from is padded to one of so many sizes, each of which compiles once: the columns that no answer of a
+  # step reaches are left out, and where an update is of all rows they are put into fewer.
+  widths: int = option(8, at_least=1)
   checkpoint_every: int = option(5, at_least=1)
   critic: str = option("shared", choices=("shared", "separate"))
   # What a critic of its own starts from; InstructGPT's and SFFD's were reward models, head and all.
@@ -102,9 +102,10 @@ def run(
 
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
   remembers = replay.size(config) > 1  # rollouts of one size
+  packs = config.minibatches * settings.accumulate == 1 and learns_from_rows(module, config)
 
   def short(rollout):
-    return rollout if remembers else shortened(rollout, settings.widths)
+    return rollout if remembers else shortened(rollout, settings.widths, group, packs=packs)
 
   def draw(params, step, number):
     """The `number`-th batch of prompts of a step, answered and scored."""
@@ -293,18 +294,38 @@ def make_collect(setup: Setup, *, second: str | None = None, group: int = 1):
   return collect
 
 
-def shortened(rollout: Rollout, widths: int) -> Rollout:
-  """Without the last columns that no answer reaches: the longest answers have one of `widths` sizes, the last of them R."""
-  R = rollout.sequences.asked.shape[1]
-  longest = int(_longest(rollout.sequences.response_mask))
-  sizes = [-(-R * i // widths) for i in range(1, widths + 1)]
-  size = next(size for size in sizes if size >= longest)
+def shortened(rollout: Rollout, widths: int, group: int = 1, *, packs: bool = False) -> Rollout:
+  """Without most of its padding, in one of few sizes.
+
+  The longest answers have one of `widths` sizes, the last of them R. If it `packs`, models see the rows in one of as many numbers
+  of rows, several in each, where that leaves less to compute; `group` rows have a prompt in common, which they else see once.
+  """
+  sequences = rollout.sequences
+  B, T, R = *sequences.tokens.shape, sequences.asked.shape[1]
+  whole, written = processes.fetch(_extents(sequences))
+  size = _step_of(R, widths, int(written.max()))
+  if packs:
+    rows, starts = examples.first_fit(whole, T)
+    shards = sharding.shards_in_scope()
+    rows_needed = -(-int(rows.max() + 1) // shards)
+    packed = shards * _step_of(B // shards, widths, rows_needed)
+    if packed * T < examples.WORTHWHILE * B // group * (T - R + group * size):
+      place = np.asarray(rows * T + starts, np.int32)
+      return rollout.replace(sequences=sequences.replace(packing=Packing(place, packed)))
   return rollout if size == R else _without_last(rollout, R - size)
 
 
+def _step_of(size: int, steps: int, needed: int) -> int:
+  """The smallest of so many even `steps` up to `size` that is at least `needed`."""
+  sizes = [-(-size * i // steps) for i in range(1, steps + 1)]
+  return next(size for size in sizes if size >= needed)
+
+
 @jax.jit
-def _longest(mask: jax.Array) -> jax.Array:
-  return jnp.max(jnp.sum(mask > 0, axis=1))
+def _extents(sequences: Sequences) -> tuple[jax.Array, jax.Array]:
+  """How many tokens each row has, and how many of them were written, int32[B] each."""
+  count = lambda x: jnp.sum(x > 0, axis=1)
+  return count(sequences.segments), count(sequences.response_mask)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -359,6 +380,12 @@ def assert_groups(stage: str, config, settings: Settings) -> None:
       f"{stage}.dynamic_sampling={settings.dynamic_sampling} replaces groups of answers to one prompt, and {stage} "
       "has one answer to each; leave it out, or use an algorithm with a group, such as grpo."
     )
+
+
+def learns_from_rows(module, config) -> bool:
+  """Whether every row that was written is learned from, as it is."""
+  some = getattr(module, "PAIRED", False) or hasattr(config, "keep")
+  return not some and not getattr(config, "looks_beyond", False)
 
 
 def critic_free(module) -> bool:

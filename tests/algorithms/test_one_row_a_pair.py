@@ -31,6 +31,7 @@ APART = Layout(12)
 NARROW = Layout(12, asked=8, shared=16, asked_shared=12)
 WIDE = Layout(12, asked=9, shared=21, asked_shared=13)
 FORKED = Layout(12, asked=8, shared=16, asked_shared=12, fork=6)
+PACKED = Layout(12, asked=8, shared=16, packed=3)  # rows of 12, 7, 5, 5 and 5 tokens
 
 
 def answered(prompt: list[int], response: list[int]) -> Example:
@@ -87,7 +88,7 @@ def apart(params):
   return told(params, APART)
 
 
-@pytest.mark.parametrize("layout", [NARROW, WIDE, FORKED])
+@pytest.mark.parametrize("layout", [NARROW, WIDE, FORKED, PACKED])
 def test_a_shared_prompt_and_its_padding_change_nothing_that_is_said_of_an_answer(
   params, apart, layout
 ):
@@ -102,6 +103,7 @@ def test_a_continuation_does_not_see_the_other(params, apart):
     np.testing.assert_allclose(got[:, 0], want[:, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [NARROW, PACKED])
 @pytest.mark.parametrize(
   ("algorithm", "config"),
   [
@@ -110,7 +112,7 @@ def test_a_continuation_does_not_see_the_other(params, apart):
   ],
   ids=["dpo", "reward_model"],
 )
-def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm, config):
+def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm, config, layout):
   def total(params, batch):
     extra = algorithm.init_extra(params, config)
     batch, _ = algorithm.annotate(params, frozen, batch, config, extra)
@@ -118,8 +120,8 @@ def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm,
     return sum(term.value for term in terms.values()), metrics
 
   learn = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICKLY)
-  (loss, metrics), gradient = learn(params, batch_of(NARROW))
   (expected, expected_metrics), expected_gradient = learn(params, batch_of(APART))
+  (loss, metrics), gradient = learn(params, batch_of(layout))
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), metrics, expected_metrics
@@ -129,9 +131,10 @@ def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm,
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * largest)
 
 
-def test_scores_of_tokens_are_aggregated_over_each_answer(params):
+@pytest.mark.parametrize("layout", [NARROW, PACKED])
+def test_scores_of_tokens_are_aggregated_over_each_answer(params, layout):
   score = jax.jit(policy.make_scorer(MODEL, reading=policy.Reading(aggregate="mean")).score)
   tree = {**params, "reward_head": heads.init_head(jax.random.key(3), D, 0.5)}
-  shared = score(tree, {}, batch_of(NARROW).together)
+  shared = score(tree, {}, batch_of(layout).together)
   plain = score(tree, {}, batch_of(APART).both)
   np.testing.assert_allclose(shared.T.ravel(), plain, rtol=1e-5, atol=1e-5)

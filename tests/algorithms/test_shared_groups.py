@@ -1,4 +1,4 @@
-"""The answers of a group with their prompt once, and a batch of one update in one pass: what is learned stays the same."""
+"""A group's answers with their prompt once, rows packed into fewer, one pass for a batch of one update: what is learned stays the same."""
 
 import dataclasses
 
@@ -139,13 +139,41 @@ def test_one_pass_teaches_what_two_do(params, frozen, rollout, module, config, e
 
   if module is ppo_lagrangian:
     rollout = rollout.replace(costs=0.5 * rollout.rewards**2)
-  gradient, metrics = learned(algorithm, rollout)
   twice, expected = learned(algorithm._replace(at_once=None), plain(rollout))
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(twice))
   assert size > 1e-3
-  assert_close(gradient, twice, size)
-  assert_close(metrics, expected)
-  assert metrics["rollout/mismatch"] > 0.1
+  for batch in (rollout, online.shortened(rollout, 6, packs=True)):
+    gradient, metrics = learned(algorithm, batch)
+    assert_close(gradient, twice, size)
+    assert_close(metrics, expected)
+    assert metrics["rollout/mismatch"] > 0.1
+
+
+def test_rows_are_packed_into_fewer_in_a_few_sizes(rollout):
+  packed = online.shortened(rollout, 6, packs=True)  # 9, 5, 4, 5, 7 and 4 tokens
+  assert packed.sequences.packing.rows == 4
+  rows, at = packed.sequences.packed()
+  segments = np.asarray(rows.segments)
+  assert [len(set(row[row > 0])) for row in segments] == [1, 1, 2, 2]
+  live = rollout.sequences.segments > 0
+  for name in ("tokens", "positions", "response_mask"):
+    there = getattr(rows, name).ravel()[at]
+    np.testing.assert_array_equal(there[live], getattr(rollout.sequences, name)[live])
+  assert (segments > 0).sum() == live.sum() == 34
+  # Of 6 rows half are too few, and all are no gain; a prompt that is seen once leaves less to compute than packing.
+  assert online.shortened(rollout, 2, packs=True).sequences.packing is None
+  assert online.shortened(rollout, 6, G, packs=True).sequences.packing is None
+
+
+def test_packed_rows_are_as_likely_as_rows_alone_over_the_devices(params, rollout):
+  few = jax.tree.map(lambda x: jnp.concatenate([x, x]), rollout)  # 12 rows into 8
+  evaluate = jax.jit(lambda params, rows: POLICY.evaluate(params, {}, rows, 0.7))
+  mask = few.sequences.response_mask
+  expected = jax.tree.map(lambda x: x * mask, evaluate(params, plain(few).sequences))
+  with jax.set_mesh(sharding.make_mesh(data=4)):
+    packed = online.shortened(few, 6, packs=True).sequences
+    assert packed.packing.rows == 8
+    assert_close(jax.tree.map(lambda x: x * mask, evaluate(params, packed)), expected)
 
 
 def test_columns_that_no_answer_reaches_are_left_out_in_a_few_sizes(rollout):

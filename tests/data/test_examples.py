@@ -72,6 +72,22 @@ def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
   assert examples.layouts(batches, share_prompt=False)[24] == examples.Layout(24, asked=8)
 
 
+def test_pairs_are_packed_where_their_batches_then_have_less_to_compute():
+  prompt = Example.prompt("p", [1] * 6)
+  short, long = (Pair(*(prompt.continued("a", [t] * n) for t in (2, 3))) for n in (1, 9))
+  ragged = [(16, [long, short, short, short]), (16, [short, long, long, short])]
+  layout = examples.layouts(ragged, share_prompt=True, packs=1)[16]
+  assert layout == examples.Layout(16, shared=24, packed=3)
+  batch = examples.collate_records(ragged[1][1], layout)
+  packing = batch.together.rows.packing  # rows of 8, 24, 24 and 8 tokens
+  np.testing.assert_array_equal(packing.place, [48, 0, 24, 56])
+  assert packing.rows == 3
+  fills = lambda packs: examples.layouts(ragged, share_prompt=True, packs=packs)[16].packed
+  assert fills(0) is None and fills(4) is None and fills(3) == 3
+  assert examples.layouts(ragged, share_prompt=False, packs=1)[16].packed is None
+  assert examples.layouts([(16, [long] * 4)], share_prompt=True, packs=1)[16].packed is None
+
+
 def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():
   rankings = [Ranking((LONG, SHORT, OTHER), (2, 1, 2)), Ranking((OTHER, LONG), (1, 2))]
   batch = examples.collate_records(rankings, 5, logps)
