@@ -176,9 +176,7 @@ def _timed(run, case: Case, clock: Clock):
   """The library's loop with a tick before every iteration."""
 
   def timed(state, iterate, *, row_ids, **others):
-    if (
-      case.ragged and not case.writes
-    ):  # two epochs, so that every width has been compiled and called again
+    if case.ragged:  # two epochs, so that nearly every size has been compiled and called again
       clock.warmup = max(clock.warmup, 2 * case.steps)
 
     def ticking(state, step):

@@ -18,7 +18,6 @@ from rlhf_jax.ops import groups
 MODULES = {m.__name__.split(".")[-1]: m for m in (online_dpo, xpo, nash_md, raft)}
 PAIRS = {"online_dpo": online_dpo, "xpo": xpo}
 # Nearly all the time here goes into compiling.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 every_algorithm = pytest.mark.parametrize("name", MODULES)
 
 
@@ -57,7 +56,7 @@ def first_gradients(module, config, rollout, logits, ref_logits):
   return jax.jacrev(loss)(logits)
 
 
-compiled = jax.jit(first_gradients, static_argnums=0, compiler_options=QUICKLY)
+compiled = jax.jit(first_gradients, static_argnums=0)
 
 
 def gradient(*args):
@@ -71,9 +70,7 @@ def expected(module, config, logits, ref_logits, others, scores=SCORES) -> dict:
   of = lambda answers, scores: first_gradients(
     module, config, rollout_of(answers, scores), logits, ref_logits
   )
-  found = jax.jit(jax.vmap(of), compiler_options=QUICKLY)(
-    jnp.asarray(ANSWERS)[rows], jnp.asarray(scores)[rows]
-  )
+  found = jax.jit(jax.vmap(of))(jnp.asarray(ANSWERS)[rows], jnp.asarray(scores)[rows])
   weights = jnp.exp(sum(logp[rows[:, i]] for i, logp in enumerate(logps)))
   return {name: -jnp.tensordot(weights, each, 1) for name, each in found.items()}
 
@@ -166,9 +163,7 @@ def test_online_dpo_with_soft_labels_stands_still_at_the_regularised_optimum(tem
     online_dpo, config, rollout_of(rows, scores), logits, table(3)
   )
   pairs = np.array(list(itertools.combinations(range(27), 2)))
-  slopes = jax.jit(jax.vmap(of), compiler_options=QUICKLY)(
-    jnp.asarray(ANSWERS)[pairs], jnp.asarray(SCORES)[pairs]
-  )
+  slopes = jax.jit(jax.vmap(of))(jnp.asarray(ANSWERS)[pairs], jnp.asarray(SCORES)[pairs])
   np.testing.assert_allclose(slopes["dpo"], np.zeros((len(pairs), 13, 3)), atol=1e-12)
 
 

@@ -64,7 +64,6 @@ CONFIG = llama.LlamaConfig(
 MODEL = registry.language_model(CONFIG)
 TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order
 # Nearly all the time here goes into compiling.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Layout(NamedTuple):
@@ -482,7 +481,6 @@ def train_step(name: str, accumulate: int = 1, packed: bool = False):
       epochs=getattr(case.config, "epochs", 1),
       accumulate=accumulate,
     ),
-    compiler_options=QUICKLY,
   )
 
 
@@ -619,7 +617,7 @@ def test_numbers_outside_the_response_reach_neither_loss_nor_gradient(name):
   case = CASES[name]
   state = initial(name)
 
-  @functools.partial(jax.jit, compiler_options=QUICKLY)
+  @jax.jit
   def with_poison(batch, value):
     batch, metrics = case.algorithm.annotate(
       state.params, FROZEN, poisoned(batch, value), case.config, state.extra

@@ -26,7 +26,6 @@ MODEL = registry.language_model(
 )
 POLICY = policy.make_policy(MODEL, critic="shared", chunk=8)
 SCORER = policy.make_scorer(MODEL)
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 APART = Layout(12)
 NARROW = Layout(12, asked=8, shared=16, asked_shared=12)
 WIDE = Layout(12, asked=9, shared=21, asked_shared=13)
@@ -119,7 +118,7 @@ def test_loss_and_gradient_are_those_of_answers_apart(params, frozen, algorithm,
     terms, metrics = algorithm.loss(params, frozen, batch, config, extra)
     return sum(term.value for term in terms.values()), metrics
 
-  learn = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICKLY)
+  learn = jax.jit(jax.value_and_grad(total, has_aux=True))
   (expected, expected_metrics), expected_gradient = learn(params, batch_of(APART))
   (loss, metrics), gradient = learn(params, batch_of(layout))
   np.testing.assert_allclose(loss, expected, rtol=1e-5)

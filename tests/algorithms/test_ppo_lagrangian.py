@@ -34,7 +34,6 @@ MODEL = registry.language_model(
 PROMPTS = jnp.tile(jnp.asarray([[1, 2]], jnp.int32), (B, 1))
 SAMPLING = Sampling(max_new_tokens=N)
 # Nearly all the time here goes into compiling.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def share(params, frozen, sequences) -> jax.Array:
@@ -49,7 +48,7 @@ def collect():
   scorer = Scorer(share)
   whole = lambda base, params: params
   setup = SimpleNamespace(model=MODEL, decoding=whole, scorer=scorer, cost_scorer=scorer)
-  return jax.jit(online.make_collect(setup), compiler_options=QUICKLY)
+  return jax.jit(online.make_collect(setup))
 
 
 @functools.cache
@@ -57,7 +56,7 @@ def learner(module):
   """(algorithm, optimizer, train step), compiled once for all numbers of its config."""
   algorithm, tx = module.make(make_policy(MODEL, critic="shared")), optax.scale_by_adam()
   step = make_train_step(algorithm, tx, epochs=2, minibatches=2)
-  return algorithm, tx, jax.jit(step, compiler_options=QUICKLY)
+  return algorithm, tx, jax.jit(step)
 
 
 def run(module, steps: int, **options):

@@ -32,7 +32,6 @@ MODEL = registry.language_model(
 )
 POLICY = policy.make_policy(MODEL, critic="shared", chunk=8)
 SCORER = policy.make_scorer(MODEL)
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def test_one_pass_teaches_what_two_do(params, frozen, rollout, module, config, e
   def learned(algorithm, batch):
     state = step.init_state(jax.random.key(5), params, algorithm, tx, config)
     train_step = step.make_train_step(algorithm, tx, epochs=epochs)
-    state, metrics = jax.jit(train_step, compiler_options=QUICKLY)(state, frozen, batch, config)
+    state, metrics = jax.jit(train_step)(state, frozen, batch, config)
     return state.opt_state.trace, {name: mean.value for name, mean in metrics.items()}
 
   if module is ppo_lagrangian:
