@@ -5,11 +5,13 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Machine code that is not optimised takes a fifth less time to compile, and tests compile most of the time.
+# Tests compile most of the time: a step of PPO on a tiny model in 1.0 s with these, in 4.5 without. Programs of processes
+# that a test starts are compiled as users' are.
 FLAGS = (
   "--xla_force_host_platform_device_count=4",
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_use_fusion_emitters=false",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 

@@ -221,8 +221,8 @@ def without_critic(module, steps=30, learning_rate=1e-2, **options):
   return trained(algorithm, config, start, frozen, batch_at, steps, **parts)["model"]
 
 
-def of_values(module, **options):
-  return without_critic(module, steps=40, learning_rate=3e-3, **options)
+def of_values(module, steps=40, **options):
+  return without_critic(module, steps=steps, learning_rate=3e-3, **options)
 
 
 DETAILS = dict(
@@ -243,7 +243,7 @@ DETAILS = dict(
 OF_VALUES = {
   "q_learning": lambda: of_values(q_learning, alpha=0.05, epochs=4, backup="soft"),
   "sarsa": lambda: of_values(sarsa, alpha=0.05, epochs=4, backup="expected"),
-  "dqn": lambda: of_values(dqn, alpha=0.05, epochs=2),
+  "dqn": lambda: of_values(dqn, steps=80, alpha=0.05, epochs=2),
   "sac": lambda: of_values(sac, alpha=0.02, epochs=2),
 }
 WITHOUT_CRITIC = {

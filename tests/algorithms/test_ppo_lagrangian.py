@@ -33,7 +33,8 @@ MODEL = registry.language_model(
 )
 PROMPTS = jnp.tile(jnp.asarray([[1, 2]], jnp.int32), (B, 1))
 SAMPLING = Sampling(max_new_tokens=N)
-# Nearly all the time here goes into compiling.
+# Two programs give the same bits where the compiler fuses alike in both (tests/conftest.py).
+ALIKE = {"xla_cpu_use_fusion_emitters": True}
 
 
 def share(params, frozen, sequences) -> jax.Array:
@@ -48,7 +49,7 @@ def collect():
   scorer = Scorer(share)
   whole = lambda base, params: params
   setup = SimpleNamespace(model=MODEL, decoding=whole, scorer=scorer, cost_scorer=scorer)
-  return jax.jit(online.make_collect(setup))
+  return jax.jit(online.make_collect(setup), compiler_options=ALIKE)
 
 
 @functools.cache
@@ -56,7 +57,7 @@ def learner(module):
   """(algorithm, optimizer, train step), compiled once for all numbers of its config."""
   algorithm, tx = module.make(make_policy(MODEL, critic="shared")), optax.scale_by_adam()
   step = make_train_step(algorithm, tx, epochs=2, minibatches=2)
-  return algorithm, tx, jax.jit(step)
+  return algorithm, tx, jax.jit(step, compiler_options=ALIKE)
 
 
 def run(module, steps: int, **options):
