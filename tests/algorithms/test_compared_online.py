@@ -17,7 +17,6 @@ from rlhf_jax.ops import groups
 
 MODULES = {m.__name__.split(".")[-1]: m for m in (online_dpo, xpo, nash_md, raft)}
 PAIRS = {"online_dpo": online_dpo, "xpo": xpo}
-# Nearly all the time here goes into compiling.
 every_algorithm = pytest.mark.parametrize("name", MODULES)
 
 

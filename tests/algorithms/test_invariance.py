@@ -63,7 +63,6 @@ CONFIG = llama.LlamaConfig(
 )
 MODEL = registry.language_model(CONFIG)
 TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order
-# Nearly all the time here goes into compiling.
 
 
 class Layout(NamedTuple):

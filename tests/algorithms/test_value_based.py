@@ -19,14 +19,6 @@ from rlhf_jax.training import replay, step, value_heads
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.weights import names
 
-# Nearly all the time here goes into compiling.
-quickly = functools.partial(
-  jax.jit,
-  compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-  },
-)
 NO_CHANCE = np.full(27, 1 / 27)
 
 
@@ -83,7 +75,7 @@ def targets(module, config, params, target=None):
 def _targets(module):
   algorithm, frozen = module.make(POLICY), {"reference": {"logits": table(3)}}
 
-  @quickly
+  @jax.jit
   def found(config, params, target):
     extra = algorithm.init_extra(target, config)
     return algorithm.annotate(params, frozen, rollout(), config, extra)[0].targets[:, 1:]
@@ -193,7 +185,7 @@ def actor_gradient(config, params, weights=NO_CHANCE):
   extra = algorithm.init_extra(params, config)
   batch, _ = algorithm.annotate(params, frozen, rollout(), config, extra)
 
-  @quickly
+  @jax.jit
   @functools.partial(jax.vmap, in_axes=(None, 0))
   @jax.grad
   def gradients(params, row):
@@ -262,7 +254,7 @@ def test_a_kl_target_without_a_reference_is_refused():
     sac.Config(kl_target=2.0, prior="entropy").assert_sound("sac")
 
 
-@quickly
+@jax.jit
 def ilql_gradient(config, params):
   """The largest |∇| of the terms q and v for Q and V, where all 27 answers were rated once."""
   algorithm = ilql.make(POLICY)
@@ -370,12 +362,12 @@ def dense(frozen, params, rows):
 def test_fresh_heads_move_nothing_and_two_of_them_would_learn_differently(small):
   frozen, _ = small
   params = value_heads.added(SETUP, ilql, ilql.Config(beta=2.0), {"model": frozen["base"]})
-  evaluate, rows = quickly(policy.make_policy(MODEL).evaluate), answers()
+  evaluate, rows = jax.jit(policy.make_policy(MODEL).evaluate), answers()
   got = evaluate(params, {"base": {}}, rows)
   expected = evaluate({"model": frozen["base"]}, {"base": {}}, rows)
   np.testing.assert_array_equal(got.logps, expected.logps)
   loss = lambda params: jnp.sum(jnp.square(dense({"base": {}}, params, rows)[1] - 1))
-  gradient = quickly(jax.grad(loss))(params)
+  gradient = jax.jit(jax.grad(loss))(params)
   one, other = (gradient["model"][q_heads.NAME][f"q_{i}"]["out"]["kernel"] for i in range(2))
   assert np.abs(one - other).max() > 0.1 * np.abs(one).max()
 
@@ -383,10 +375,10 @@ def test_fresh_heads_move_nothing_and_two_of_them_would_learn_differently(small)
 def test_what_is_written_is_the_models_distribution_times_exp_of_beta_q(small):
   frozen, params = small
   rows = answers()
-  logits, q, _ = quickly(dense)(frozen, params, rows)
+  logits, q, _ = jax.jit(dense)(frozen, params, rows)
   logp = jax.nn.log_softmax((logits + 2.0 * q.min(axis=0)) / 0.7)
   expected = np.take_along_axis(np.asarray(logp), np.asarray(rows.tokens)[:, 1:, None], axis=2)
-  got = quickly(policy.make_policy(MODEL).evaluate)(params, frozen, rows, 0.7).logps[:, 1:]
+  got = jax.jit(policy.make_policy(MODEL).evaluate)(params, frozen, rows, 0.7).logps[:, 1:]
   np.testing.assert_allclose(got, expected[..., 0], rtol=1e-5, atol=1e-5)
   assert np.abs(q).max() > 0.1
 
@@ -396,9 +388,9 @@ def test_the_sampler_and_the_learner_agree_on_a_policy_that_q_moves(small):
   weights = lora.attach(frozen["base"], params["model"], 1.0)
   keys = jax.random.split(jax.random.key(2), 3)
   prompts, sampling = answers().tokens[:, :3], Sampling(max_new_tokens=5, temperature=0.7)
-  write = quickly(functools.partial(generate, MODEL))
+  write = jax.jit(functools.partial(generate, MODEL))
   written = write(weights, prompts, jnp.ones((3, 3)), keys, sampling)
-  learned = quickly(policy.make_policy(MODEL).evaluate)(params, frozen, written.sequences, 0.7)
+  learned = jax.jit(policy.make_policy(MODEL).evaluate)(params, frozen, written.sequences, 0.7)
   mask = written.sequences.response_mask
   np.testing.assert_allclose(written.logps * mask, learned.logps * mask, atol=1e-5)
 
@@ -418,7 +410,7 @@ def test_a_slice_of_time_after_the_other_gives_what_all_at_once_would(small):
 
   def with_gradient(function):
     total = lambda params: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(function(params)))
-    return quickly(lambda params: (function(params), jax.grad(total)(params)))(params)
+    return jax.jit(lambda params: (function(params), jax.grad(total)(params)))(params)
 
   same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(same, with_gradient(chunked), with_gradient(at_once))
@@ -442,9 +434,9 @@ def numbered(batch: int) -> types.Rollout:
 @exactly
 def test_the_memory_keeps_the_last_batches_and_draws_from_all_of_them():
   memory = replay.empty(jax.eval_shape(lambda: numbered(0)), 3)
-  draw = quickly(jax.vmap(replay.drawn, (None, 0)))
+  draw = jax.jit(jax.vmap(replay.drawn, (None, 0)))
   for batch in range(1, 6):
-    memory = quickly(replay.written)(memory, numbered(batch))
+    memory = jax.jit(replay.written)(memory, numbered(batch))
     kept = {100 * b + row for b in range(max(1, batch - 2), batch + 1) for row in range(27)}
     drawn = draw(memory, jax.random.split(jax.random.key(batch), 100))
     assert set(np.asarray(drawn.rewards[:, :, 3]).ravel().astype(int)) == kept
@@ -460,7 +452,7 @@ def test_a_run_with_replay_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
   )
   params, frozen = begun(), {"reference": {"logits": table(3)}}
   fresh = step.init_state(jax.random.key(5), params, algorithm, tx, config)
-  train_step = quickly(function)
+  train_step = jax.jit(function)
 
   def go(state, batches):
     for rollout in batches:
