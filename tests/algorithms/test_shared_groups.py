@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from rlhf_jax import sharding
-from rlhf_jax.algorithms import a2c, grpo, online_dpo, ppo, ppo_lagrangian
+from rlhf_jax.algorithms import a2c, grpo, online_dpo, ppo, ppo_lagrangian, raft
 from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import online, step
 from rlhf_jax.types import Rollout, Sequences
@@ -162,6 +162,21 @@ def test_rows_are_packed_into_fewer_in_a_few_sizes(rollout):
   # Of 6 rows half are too few, and all are no gain; a prompt that is seen once leaves less to compute than packing.
   assert online.shortened(rollout, 2, packs=True).sequences.packing is None
   assert online.shortened(rollout, 6, G, packs=True).sequences.packing is None
+
+
+@pytest.mark.parametrize(
+  ("module", "config", "packs"),
+  [
+    (ppo, ppo.Config(), True),
+    (grpo, grpo.Config(), True),
+    (ppo, ppo.Config(truncation="bootstrap"), False),
+    (ppo, ppo.Config(reward_at="after_last"), False),
+    (raft, raft.Config(), False),
+    (online_dpo, online_dpo.Config(), False),
+  ],
+)
+def test_rows_are_packed_where_each_is_learned_from_as_it_is(module, config, packs):
+  assert online.learns_from_rows(module, config) == packs
 
 
 def test_packed_rows_are_as_likely_as_rows_alone_over_the_devices(params, rollout):
