@@ -32,7 +32,6 @@ from rlhf_jax.training import loop, sampling, setup, stages
 HERE = Path(__file__).parent
 STAGES = {"sft": "sft", "rm": "reward_model"}  # of the library; others are its stage policy
 FIRST = 4  # ids below are marks and are not drawn
-WIDTHS = 4  # of padded batches in the ragged set
 NEVER = 10**6  # steps
 
 
@@ -103,7 +102,7 @@ def config_of(case: Case) -> dict:
   packed = max(rows * case.shape.get("seq", 0) // width, 1)
   slots = rows if case.ragged and case.task == "gen" else 0  # the rows that answer the whole queue
   offline_ = dict(epochs=100.0, batch_size=rows, checkpoint_every=NEVER, learning_rate=1e-5)
-  offline_ |= dict(widths=WIDTHS) if case.ragged else {}
+  offline_ |= dict(widths=1) if case.ragged else {}  # rows are packed, unsorted
   online_ = dict(steps=1000, prompts=rows, checkpoint_every=NEVER, learning_rate=1e-6)
   updates = dict(epochs=case.shape.get("epochs", 1), minibatches=case.shape.get("minibatches", 1))
   config = dict(

@@ -184,7 +184,8 @@ class Layout(NamedTuple):
   asked_shared: int | None = None  # R of such a row
   # P, where such a row is P columns of what both begin with and then half of the rest for each answer
   fork: int | None = None
-  packed: int | None = None  # rows of W that a batch is packed into; None leaves each pair its own
+  dense: int | None = None  # W where rows are packed; None where pairs share none
+  packed: int | None = None  # into so many rows of that; None leaves each pair its own
 
 
 def collate(rows: Sequence[Sequence[Example]], width: int, asked: int | None = None) -> Sequences:
@@ -274,40 +275,26 @@ def _shared_width(pair: Pair) -> int:
 
 
 def layouts(
-  batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool, packs: int = 0
+  batches: Sequence[tuple[int, Sequence[Record]]], *, share_prompt: bool
 ) -> dict[int, Layout]:
-  """Of each width, the smallest layout that holds all of its batches.
-
-  With `packs` the rows of pairs may be packed, into a multiple of so many rows.
-  """
-  of_width: dict[int, list[Sequence[Record]]] = {}
-  for width, records in batches:
-    of_width.setdefault(width, []).append(records)
-  return {width: _layout(width, b, share_prompt, packs) for width, b in of_width.items()}
+  """Of each width, the smallest layout that holds all of its batches."""
+  of_width: dict[int, dict[int, Record]] = {}
+  for width, records in batches:  # a record comes again in every epoch
+    of_width.setdefault(width, {}).update({id(record): record for record in records})
+  return {width: _layout(width, [*r.values()], share_prompt) for width, r in of_width.items()}
 
 
-def _layout(width: int, batches: list[Sequence[Record]], share_prompt: bool, packs: int) -> Layout:
-  # A record comes again in every epoch.
-  records = [*{id(record): record for records in batches for record in records}.values()]
+def _layout(width: int, records: list[Record], share_prompt: bool) -> Layout:
   answers = [answer for record in records for answer in record.answers]
   apart = Layout(width, asked_of([[answer] for answer in answers], width))
   if not (share_prompt and isinstance(records[0], Pair)):
     return apart
-  sizes = {id(pair): _shared_width(pair) for pair in records}
-  shared = _round_up(max(sizes.values()))
-  layout, columns = apart, 2 * width
-  if shared <= WORTHWHILE_SHARED * columns:
-    layout = _sharing(apart, shared, records)
-    columns = layout.shared
-  if packs:
-    fits = [first_fit([sizes[id(pair)] for pair in pairs], shared)[0] for pairs in batches]
-    rows = _round_up(max(int(fit.max()) + 1 for fit in fits), packs)
-    if rows * shared <= WORTHWHILE * len(batches[0]) * columns:
-      return apart._replace(shared=shared, packed=rows)
-  return layout
+  shared = _round_up(max(map(_shared_width, records)))
+  layout = apart._replace(dense=shared)
+  return _sharing(layout, shared, records) if shared <= WORTHWHILE_SHARED * 2 * width else layout
 
 
-def _sharing(apart: Layout, shared: int, records: Sequence[Pair]) -> Layout:
+def _sharing(layout: Layout, shared: int, records: Sequence[Pair]) -> Layout:
   """Each pair in a row of `shared` columns, or of a few more with columns of their own for prompt and answers, which attention knows."""
   prompt = _round_up(max(map(_in_common, records)))
   rest = max(len(a.tokens) - _in_common(pair) for pair in records for a in pair.answers)
@@ -315,7 +302,26 @@ def _sharing(apart: Layout, shared: int, records: Sequence[Pair]) -> Layout:
   fork = prompt if forked <= 1.1 * shared else None
   shared = shared if fork is None else forked
   asked = asked_of([pair.answers for pair in records], shared)
-  return apart._replace(shared=shared, asked_shared=asked, fork=fork)
+  return layout._replace(shared=shared, asked_shared=asked, fork=fork)
+
+
+PACKINGS = 8  # numbers of rows that a batch may be packed into; each compiles once
+
+
+def packed(layout: Layout, pairs: Sequence[Pair], multiple: int) -> Layout:
+  """`layout` with the rows of this batch packed, into a multiple of so many, if that leaves less to compute."""
+  if layout.dense is None:
+    return layout
+  fit, _ = first_fit(list(map(_shared_width, pairs)), layout.dense)
+  rows = multiple * step_of(len(pairs) // multiple, PACKINGS, -(-(int(fit.max()) + 1) // multiple))
+  if rows * layout.dense > WORTHWHILE * len(pairs) * (layout.shared or 2 * layout.width):
+    return layout
+  return layout._replace(shared=layout.dense, packed=rows, asked_shared=None, fork=None)
+
+
+def step_of(size: int, steps: int, needed: int) -> int:
+  """The smallest of so many even `steps` up to `size` that is at least `needed`."""
+  return next(x for i in range(1, steps + 1) if (x := -(-size * i // steps)) >= needed)
 
 
 def collate_records(

@@ -29,7 +29,7 @@ class Settings:
   batch_size: int = option(16, at_least=1)
   accumulate: int = option(1, at_least=1)  # parts a batch is split into, to save memory
   checkpoint_every: int = option(50, at_least=1)  # steps
-  widths: int = option(2, at_least=1)  # of padded batches; each compiles once
+  widths: int = option(2, at_least=1)  # of padded batches; each compiles once; 1 packs pairs best
   # The prompt of a pair is computed once, both answers in one row, where that is narrower than two; and such rows are
   # packed into fewer where that leaves less to compute and a batch is not split.
   share_prompt: bool = True
@@ -123,12 +123,15 @@ def padded(
   With `ref_logps` the reference's log-probabilities come with the batch.
   """
   plan = _plan(records, settings, seed)
-  packs = sharding.shards_in_scope() if settings.accumulate == 1 else 0
-  layouts = examples.layouts(plan, share_prompt=settings.share_prompt, packs=packs)
+  layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
+  shards = sharding.shards_in_scope()
 
   def at(step: int, own: np.ndarray | None = None):
     width, chosen = plan[step]
-    return _collated(chosen, own, layouts[width], ref_logps)
+    layout = layouts[width]
+    if settings.accumulate == 1:
+      layout = examples.packed(layout, chosen, shards)
+    return _collated(chosen, own, layout, ref_logps)
 
   return Batches(
     steps=len(plan),

@@ -303,22 +303,16 @@ def shortened(rollout: Rollout, widths: int, group: int = 1, *, packs: bool = Fa
   sequences = rollout.sequences
   B, T, R = *sequences.tokens.shape, sequences.asked.shape[1]
   whole, written = processes.fetch(_extents(sequences))
-  size = _step_of(R, widths, int(written.max()))
+  size = examples.step_of(R, widths, int(written.max()))
   if packs:
     rows, starts = examples.first_fit(whole, T)
     shards = sharding.shards_in_scope()
     rows_needed = -(-int(rows.max() + 1) // shards)
-    packed = shards * _step_of(B // shards, widths, rows_needed)
+    packed = shards * examples.step_of(B // shards, widths, rows_needed)
     if packed * T < examples.WORTHWHILE * B // group * (T - R + group * size):
       place = np.asarray(rows * T + starts, np.int32)
       return rollout.replace(sequences=sequences.replace(packing=Packing(place, packed)))
   return rollout if size == R else _without_last(rollout, R - size)
-
-
-def _step_of(size: int, steps: int, needed: int) -> int:
-  """The smallest of so many even `steps` up to `size` that is at least `needed`."""
-  sizes = [-(-size * i // steps) for i in range(1, steps + 1)]
-  return next(size for size in sizes if size >= needed)
 
 
 @jax.jit

@@ -62,9 +62,9 @@ def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
   alone = Pair(*(Example.text("t", [t] * 7) for t in (2, 3)))
   batches = [(24, [short, short]), (32, [short]), (32, [long]), (8, [alone])]
   assert examples.layouts(batches, share_prompt=True) == {
-    24: examples.Layout(24, asked=8, shared=32, asked_shared=8),
-    32: examples.Layout(32, asked=16, shared=40, asked_shared=24),
-    8: examples.Layout(8),
+    24: examples.Layout(24, asked=8, shared=32, asked_shared=8, dense=32),
+    32: examples.Layout(32, asked=16, shared=40, asked_shared=24, dense=40),
+    8: examples.Layout(8, dense=16),
   }
   even = Pair(*(prompt.continued("a", [t] * 8) for t in (2, 3)))
   forked = examples.layouts([(32, [even])], share_prompt=True)[32]
@@ -72,20 +72,22 @@ def test_a_width_has_one_layout_and_no_gathering_that_saves_little():
   assert examples.layouts(batches, share_prompt=False)[24] == examples.Layout(24, asked=8)
 
 
-def test_pairs_are_packed_where_their_batches_then_have_less_to_compute():
+def test_pairs_are_packed_where_their_batch_then_has_less_to_compute():
   prompt = Example.prompt("p", [1] * 6)
   short, long = (Pair(*(prompt.continued("a", [t] * n) for t in (2, 3))) for n in (1, 9))
-  ragged = [(16, [long, short, short, short]), (16, [short, long, long, short])]
-  layout = examples.layouts(ragged, share_prompt=True, packs=1)[16]
-  assert layout == examples.Layout(16, shared=24, packed=3)
-  batch = examples.collate_records(ragged[1][1], layout)
-  packing = batch.together.rows.packing  # rows of 8, 24, 24 and 8 tokens
-  np.testing.assert_array_equal(packing.place, [48, 0, 24, 56])
+  pairs = [short, long, long, short]
+  layout = examples.layouts([(16, pairs)], share_prompt=True)[16]
+  assert layout == examples.Layout(16, shared=24, dense=24)
+  three = examples.packed(layout, pairs, 1)
+  assert (three.shared, three.packed, three.fork, three.asked_shared) == (24, 3, None, None)
+  packing = examples.collate_records(pairs, three).together.rows.packing
+  np.testing.assert_array_equal(packing.place, [48, 0, 24, 56])  # rows of 8, 24, 24 and 8 tokens
   assert packing.rows == 3
-  fills = lambda packs: examples.layouts(ragged, share_prompt=True, packs=packs)[16].packed
-  assert fills(0) is None and fills(4) is None and fills(3) == 3
-  assert examples.layouts(ragged, share_prompt=False, packs=1)[16].packed is None
-  assert examples.layouts([(16, [long] * 4)], share_prompt=True, packs=1)[16].packed is None
+  assert examples.packed(layout, [long, short, short, short], 1).packed == 2
+  assert examples.packed(layout, [long, short, short, short], 4) == layout  # on four devices
+  assert examples.packed(layout, [long] * 4, 1) == layout
+  apart = examples.layouts([(16, pairs)], share_prompt=False)[16]
+  assert examples.packed(apart, pairs, 1) == apart
 
 
 def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():
