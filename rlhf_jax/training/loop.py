@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
+import jax
 from tqdm import tqdm
 
 from rlhf_jax.sharding import processes
@@ -113,10 +114,19 @@ def run(
           number,
         )
   finally:
+    _settle(state)
     bar.close()
     log.close()
     checkpoints.close()
   return state
+
+
+def _settle(state) -> None:
+  """Waits for the step that still runs: programs are gone at the process's end, and it would be a segmentation fault."""
+  if not processes.several():  # where others may have ended, and what is waited for never comes
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array) and not x.is_deleted()]
+    with contextlib.suppress(RuntimeError):  # what went wrong is being told already
+      jax.block_until_ready(arrays)
 
 
 class _Stop:
@@ -136,7 +146,7 @@ class _Stop:
     return max(int(told), int(self._told) if now else 0)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_signals():
   """Within, SIGTERM and SIGINT only ask for a stop at the end of the step. Main thread only."""
   stop = _Stop()
