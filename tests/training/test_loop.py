@@ -11,7 +11,7 @@ from rlhf_jax.types import TrainState
 
 @jax.jit
 def slowly(x):
-  return jax.lax.fori_loop(0, 100, lambda i, x: jnp.tanh(x @ x), x)
+  return jax.lax.fori_loop(0, 300, lambda i, x: jnp.tanh(x @ x), x)
 
 
 def test_a_step_that_still_runs_is_waited_for_before_an_error_ends_the_process(tmp_path):
