@@ -175,8 +175,8 @@ def _timed(run, case: Case, clock: Clock):
   """The library's loop with a tick before every iteration."""
 
   def timed(state, iterate, *, row_ids, **others):
-    if case.ragged:  # two epochs, so that nearly every size has been compiled and called again
-      clock.warmup = max(clock.warmup, 2 * case.steps)
+    if case.ragged:  # four epochs, so that nearly every size has been compiled, and long enough ago
+      clock.warmup = max(clock.warmup, 4 * case.steps)
 
     def ticking(state, step):
       clock.tick()

@@ -53,7 +53,7 @@ def _forward(q, k, v, mask, dtype):
 def _backward(dtype, residuals, g):
   q, k, v, p, out = residuals
   d = jnp.sum(g * out, axis=-1, keepdims=True)
-  g = g.astype(dtype)
+  g = products.in_rows(g.astype(dtype))
   dp = products.dot(g, v, transposed=True)
   ds = (p.astype(jnp.float32) * (dp - d)).astype(dtype)
   dk, dv = products.dot(products.transpose(ds), q), products.dot(products.transpose(p), g)

@@ -99,7 +99,8 @@ class Attention(nn.Module):
     dense = lambda name: layers.Dense(
       c.hidden_size, self.dtype, True, c.initializer_range, name=name
     )
-    q, k, v = (layers.split_heads(dense(name)(x), c.num_heads) for name in "qkv")
+    heads = lambda name: layers.split_heads(dense(name)(x), c.num_heads)
+    q, k, v = (layers.heads_first(heads(name)) for name in "qkv")
     if cache is not None:
       past_k, past_v, slot = cache
       k, v = layers.write_cache(past_k, k, slot), layers.write_cache(past_v, v, slot)

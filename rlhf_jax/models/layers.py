@@ -112,14 +112,14 @@ class Rotary:
     return frequencies.astype(np.float32)
 
   def tables(self, positions: Array, channels: int) -> tuple[Array, Array]:
-    """cos and sin of every angle, float32[B, 1, T, C/2]."""
-    angles = positions[:, None, :, None].astype(jnp.float32)
+    """cos and sin of every angle, float32[B, T, 1, C/2]."""
+    angles = positions[:, :, None, None].astype(jnp.float32)
     angles = angles * self.frequencies(channels)[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-  """Turns channel pairs (c, c + C/2) of x float32[B, H, T, C] by their angles."""
+  """Turns channel pairs (c, c + C/2) of x float32[B, T, H, C] by their angles."""
   cos, sin = tables
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -137,24 +137,31 @@ def _swiglu_forward(gate, up):
 
 def _swiglu_backward(residuals, g):
   gate, up = residuals
-  # In other words than the forward pass, or else the compiler sees the same sigmoid and keeps that.
+  # σ in three wordings, one a product: where two say the same, a CPU's compiler makes an array of it, which costs more than
+  # to compute it again. And once in each, for it does not put a quotient of three uses into their kernel.
+  low = gate < 0.0
   e = jnp.exp(-jnp.abs(gate))
-  sigmoid = jnp.where(gate < 0.0, e, 1.0) / (1.0 + e)
-  silu = gate * sigmoid
-  return g * up * (sigmoid + silu * (1.0 - sigmoid)), g * silu
+  slope = jnp.where(low, e, 1.0) * (1.0 + e + gate * jnp.where(low, 1.0, e)) / jnp.square(1.0 + e)
+  e = jnp.exp(jnp.minimum(gate, -gate))
+  return g * up * slope, g * gate * (jnp.where(low, e, 1.0) / (1.0 + e))
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 def split_heads(x: Array, heads: int) -> Array:
-  """[B, T, H·C] -> [B, H, T, C]."""
-  return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
+  """[B, T, H·C] -> [B, T, H, C]."""
+  return x.reshape(*x.shape[:2], heads, -1)
+
+
+def heads_first(x: Array) -> Array:
+  """[B, T, H, C] -> [B, H, T, C], as attention and its cache have it, or back."""
+  return jnp.swapaxes(x, 1, 2)
 
 
 def merge_heads(x: Array) -> Array:
   """[B, H, T, C] -> [B, T, H·C]."""
-  return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
+  return heads_first(x).reshape(x.shape[0], x.shape[2], -1)
 
 
 def attention(
@@ -188,7 +195,8 @@ def attention(
     own, seen = slice(start, start + size), slice(0, before + start + size)
     keys, values = k[:, :, seen], v[:, :, seen]
     outs.append(attend.attend(q[:, :, own], keys, values, mask[:, own, seen], dtype))
-  return jnp.concatenate(outs, axis=2) if len(outs) > 1 else outs[0]
+  # Joined in the order that the next product reads: a CPU's compiler copies number by number where it joins heads first.
+  return heads_first(jnp.concatenate([heads_first(out) for out in outs], axis=1))
 
 
 BLOCK = 512  # queries whose scores are alive at once on a TPU

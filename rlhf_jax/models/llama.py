@@ -185,6 +185,7 @@ class Attention(nn.Module):
       q = layers.RMSNorm(c.norm_eps, name="q_norm")(q)
       k = layers.RMSNorm(c.norm_eps, name="k_norm")(k)
     q, k = layers.rotate(q, tables), layers.rotate(k, tables)
+    q, k, v = (layers.heads_first(x) for x in (q, k, v))
     if cache is not None:
       past_k, past_v, slot = cache
       k, v = layers.write_cache(past_k, k, slot), layers.write_cache(past_v, v, slot)

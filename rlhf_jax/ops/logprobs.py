@@ -119,7 +119,10 @@ def _log_softmax(logits: Array) -> Array:
 
 def normalizer(logits: Array) -> Array:
   """log Σ_v exp(logits[..., v]), of slices first."""
-  return jax.nn.logsumexp(jax.nn.logsumexp(_sliced(logits), axis=-1), axis=-1)
+  slices = _sliced(logits)
+  if slices.shape[-2] == 1:  # as they are, for a CPU's compiler copies what gets an axis of one
+    return jax.nn.logsumexp(logits, axis=-1)
+  return jax.nn.logsumexp(jax.nn.logsumexp(slices, axis=-1), axis=-1)
 
 
 def _expectation(p: Array, x: Array) -> Array:
@@ -228,10 +231,12 @@ def _predictions(segments: Array, branches: Array | None, asked: Array | None) -
 
 
 def _over_chunks(function, chunk: int, *arrays):
-  """Maps `function` over slices of time, recomputing each slice's logits in the backward pass."""
+  """Maps `function` over slices of time; where there are several, each one's logits are computed again in the backward pass."""
   B, T = arrays[0].shape[:2]
   width = max(1, min(T, chunk // B))
   count = -(-T // width)
+  if count == 1 and sharding.platform() == "cpu":  # nothing is computed again (`LOGITS_ON_CPU`)
+    return function(*arrays)
 
   def split(x):
     x = jnp.pad(x, ((0, 0), (0, count * width - T)) + ((0, 0),) * (x.ndim - 2))

@@ -136,7 +136,8 @@ def test_no_product_of_bfloat16_falls_back_to_float32():
 
   def attended(q, k, v):
     q, k, v = (
-      layers.split_heads(products.matmul(x, kernel, "bfloat16"), 2) for kernel in (q, k, v)
+      layers.heads_first(layers.split_heads(products.matmul(x, kernel, "bfloat16"), 2))
+      for kernel in (q, k, v)
     )
     return jnp.sum(layers.merge_heads(layers.attention(q, k, v, mask, "bfloat16")) ** 2)
 

@@ -17,6 +17,12 @@ def normal(seed, *shape):
 CASES = {
   "dense": (products.matmul, normal(0, 2, 5, 12), normal(1, 12, 7)),
   "tied head": (products.matmul_transposed, normal(2, 2, 5, 12), normal(3, 7, 12)),
+  "many rows to few features": (products.matmul, normal(9, 2, 20, 12), normal(10, 12, 2)),
+  "many rows and a wide tied head": (
+    products.matmul_transposed,
+    normal(11, 2, 20, 2),
+    normal(12, 12, 2),
+  ),
   "batched": (products.matmul, normal(4, 2, 3, 5, 12), normal(5, 2, 3, 12, 7)),
   "scores": (products.matmul_transposed, normal(6, 2, 3, 5, 12), normal(7, 2, 3, 7, 12)),
 }
