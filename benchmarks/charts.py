@@ -60,8 +60,9 @@ def roofline(figure: Figure, timings: Timings, products: list[dict]) -> bool:
   said = f"memory: {bandwidth / 1e9:.0f} GB/s"
   start = (x[0], bandwidth * x[0] / 1e9)
   axes.annotate(said, start, (10, 0), textcoords="offset points", color=MUTED, fontsize=8)
-  for intensity, timing in zip(at, cases, strict=True):
-    achieved = timing.mean("flop_per_s") / 1e9
+  points = [(i, t.mean("flop_per_s") / 1e9) for i, t in zip(at, cases, strict=True)]
+  for (intensity, achieved), timing in zip(points, cases, strict=True):
+    crowded = any(1 < x / intensity < 1.4 and 0.9 < y / achieved < 1.1 for x, y in points)
     axes.plot(
       intensity,
       achieved,
@@ -74,8 +75,9 @@ def roofline(figure: Figure, timings: Timings, products: list[dict]) -> bool:
     axes.annotate(
       SHORT[timing.task],
       (intensity, achieved),
-      (5, -3),
+      (-5 if crowded else 5, -3),
       textcoords="offset points",
+      ha="right" if crowded else "left",
       color=MUTED,
       fontsize=7,
     )
