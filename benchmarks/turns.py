@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("checkouts", nargs="+", type=Path, help="folders; then -- TASK MODEL ...")
   parser.add_argument("--steps", type=int, default=30, help="of each checkout and launch")
-  parser.add_argument("--launches", type=int, default=2)
+  parser.add_argument("--launches", type=int, default=2, help="of every checkout's process")
   args = parser.parse_args(argv[:split])
   case = argv[split + 1 :]
   if not case:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
   seconds = [[] for _ in args.checkouts]
   for _ in range(args.launches):
     turns = [start(checkout, [*case, f"--steps={args.steps}"]) for checkout in args.checkouts]
-    for _ in range(args.steps - 1):  # the last step ends the case and is not reported
+    for _ in range(args.steps):
       for i in random.sample(range(len(turns)), len(turns)):
         seconds[i].append(step(turns[i]))
     for turn in turns:
@@ -102,16 +102,13 @@ def child(called: TextIO, reports: TextIO, case: list[str]) -> None:
 
   def tick_in_turn(clock):
     nonlocal ticks, began
-    jax.block_until_ready([jax.random.key_data(x) if _is_key(x) else x for x in jax.live_arrays()])
+    jax.block_until_ready(jax.live_arrays())
     ticks += 1
     if ticks > clock.warmup:
       reports.write(f"{time.perf_counter() - began}\n")
       called.readline()
       began = time.perf_counter()
     tick(clock)
-
-  def _is_key(x):
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
   gauge.Clock.tick = tick_in_turn
   cases.main(case)
