@@ -25,6 +25,7 @@ from rlhf_jax.training import (
   dynamic_sampling,
   loop,
   optimizer,
+  parts,
   progress,
   replay,
   rewarding,
@@ -92,7 +93,9 @@ def run(
   rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
   group = group_of(config)
-  collect = jax.jit(make_collect(setup, second=second, group=group))
+  collect = jax.jit(
+    make_collect(setup, second=second, group=group, scored_in=parts_of(config, settings))
+  )
   prompts = setup.task.prompts
   if replay.size(config) > 1:
     first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
@@ -196,7 +199,8 @@ def _critic_of(reward_model: Params) -> Params:
 
 def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.Settings):
   """(algorithm, optimizer, train step) of a run; none of them depends on its seed or on floats of `config`."""
-  algorithm = module.make(policy_of(setup.config, setup.model, settings.critic))
+  policy = policy_of(setup.config, setup.model, settings.critic)
+  algorithm = parts.algorithm(module, policy, parts_of(config, settings))
   tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
   step = make_train_step(
     algorithm,
@@ -229,14 +233,14 @@ def _of_draw(purpose: str, draw: int) -> str:
   return f"{purpose}, draw {draw}" if draw else purpose
 
 
-def make_collect(setup: Setup, *, second: str | None = None, group: int = 1):
+def make_collect(setup: Setup, *, second: str | None = None, group: int = 1, scored_in: int = 1):
   """`(params, frozen, tokens, mask, keys, sampling) -> (Rollout, metrics)`, pure: write, and score by the reward model.
 
   `second` says who else answers each prompt: "greedy" is the policy itself without chance, and `Rollout.baseline` is the
   score of that; "reference" is the reference policy, whose answer stands in the row after the policy's, and "mixture" the
   geometric mixture of both, `mixture_coef` of it the reference, which `collect` then takes too. Without a reward model
   all scores are 0, for others to add theirs. With a cost model there are costs. `group` adjacent rows have a prompt in common, which
-  scorers then read once.
+  scorers then read once; they see the rows in `scored_in` parts.
   """
   beside = 2 if second in ("reference", "mixture") else 1
 
@@ -252,7 +256,7 @@ def make_collect(setup: Setup, *, second: str | None = None, group: int = 1):
         return jnp.zeros(len(sequences.tokens))
       if rows_a_prompt > 1:
         sequences = sequences.in_groups(rows_a_prompt)
-      return scorer.score(params, frozen, sequences).ravel()
+      return parts.in_parts(scorer, scored_in).score(params, frozen, sequences).ravel()
 
     weights = setup.decoding(frozen["base"], params["model"])
     written = written_by(setup.model, weights, keys, settings)
@@ -374,6 +378,11 @@ def assert_groups(stage: str, config, settings: Settings) -> None:
       f"{stage}.dynamic_sampling={settings.dynamic_sampling} replaces groups of answers to one prompt, and {stage} "
       "has one answer to each; leave it out, or use an algorithm with a group, such as grpo."
     )
+
+
+def parts_of(config, settings: Settings) -> int:
+  """In how many parts models see a rollout that is not learned from yet: those of its updates, where one is split to save memory."""
+  return config.minibatches * settings.accumulate if settings.accumulate > 1 else 1
 
 
 def learns_from_rows(module, config) -> bool:

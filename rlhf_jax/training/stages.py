@@ -18,7 +18,16 @@ from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.config import from_dict
 from rlhf_jax.data import examples
 from rlhf_jax.models import heads
-from rlhf_jax.training import answers, ensemble, offline, online, options, sampling, value_heads
+from rlhf_jax.training import (
+  answers,
+  ensemble,
+  offline,
+  online,
+  options,
+  parts,
+  sampling,
+  value_heads,
+)
 from rlhf_jax.training.reference import reference_logps
 from rlhf_jax.training.setup import Setup, Weights, algorithm_module
 from rlhf_jax.types import Algorithm, Beginning, Params
@@ -121,8 +130,8 @@ def reward_learner(setup: Setup) -> tuple[Algorithm, Beginning]:
   """
   name = options.reward_algorithm(setup.config)
   module = algorithm_module(name)
-  config, *_, group = options.stage(setup.config, name)
-  algorithm = module.make(setup.scorer)
+  config, settings, _, group = options.stage(setup.config, name)
+  algorithm = parts.algorithm(module, setup.scorer, settings.accumulate)
   if group.members > 1 and group.share == "trunk":
     algorithm = ensemble.on_one_trunk(algorithm, name)
   if not hasattr(module, "begin"):
@@ -210,7 +219,7 @@ def policy(
   state = doing.offline(
     setup,
     name,
-    module.make(setup.policy),
+    parts.algorithm(module, setup.policy, settings.accumulate),
     config,
     settings,
     optim,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.training import optimizer
+from rlhf_jax.training import optimizer, parts
 from rlhf_jax.types import Algorithm, Mean, TrainState
 
 # The options of an algorithm that end a batch's updates early, and the metric that each bounds.
@@ -102,7 +102,7 @@ def make_train_step(
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    parts = order[first is not None :].reshape(-1, size // minibatches)
+    rows_of_parts = order[first is not None :].reshape(-1, size // minibatches)
 
     def one(carry, rows):
       state, stopped = carry
@@ -118,7 +118,7 @@ def make_train_step(
       metrics["optim/stopped"] = Mean(stopped.astype(jnp.float32), jnp.ones(()))
       return (state, stopped), metrics
 
-    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), parts)
+    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), rows_of_parts)
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
     if first is None:
       return state, metrics
@@ -158,8 +158,7 @@ def _gradients(loss: Callable, state: TrainState, frozen, batch, config, accumul
   if accumulate == 1:
     gradients, (metrics, rest) = gradient(state.params, batch, None)
   else:
-    # Every accumulate-th row, so that each device keeps its own.
-    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro = parts.split(batch, accumulate)
 
     def counts_of(part):  # depends on masks alone: the compiler drops the model from this pass
       terms, _ = loss(state.params, frozen, part, config, state.extra)

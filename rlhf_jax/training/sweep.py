@@ -142,17 +142,22 @@ class Sweep:
       algorithm, tx, step = online.learner(self.setup, module, algorithm_config, settings, optim)
       self._made[structure] = Programs(
         lambda key, params, config: init_state(key, params, algorithm, tx, config),
-        self._collect(getattr(module, "SECOND", None), online.group_of(algorithm_config)),
+        self._collect(
+          second=getattr(module, "SECOND", None),
+          group=online.group_of(algorithm_config),
+          scored_in=online.parts_of(algorithm_config, settings),
+        ),
         jax.jit(jax.vmap(step, in_axes=(0, None, 0, None)), donate_argnums=0),
       )
     return self._made[structure]
 
-  def _collect(self, second: str | None, group: int) -> Callable:
-    if (second, group) not in self._made:
-      collect = online.make_collect(self.setup, second=second, group=group)
+  def _collect(self, **how) -> Callable:
+    which = tuple(how.values())
+    if which not in self._made:
+      collect = online.make_collect(self.setup, **how)
       mapped = jax.vmap(collect, in_axes=(0, None, 0, 0, 0, None, None))
-      self._made[second, group] = jax.jit(mapped)
-    return self._made[second, group]
+      self._made[which] = jax.jit(mapped)
+    return self._made[which]
 
 
 def ablate(

@@ -47,7 +47,7 @@ from rlhf_jax.algorithms import (
   xpo,
 )
 from rlhf_jax.models import heads, llama, policy, q_heads, registry
-from rlhf_jax.training import ensemble, step
+from rlhf_jax.training import ensemble, parts, step
 
 V, D, B = 17, 8, 4
 CONFIG = llama.LlamaConfig(
@@ -475,7 +475,7 @@ def train_step(name: str, accumulate: int = 1, packed: bool = False):
   model = packing(case.model) if packed else case.model
   return jax.jit(
     step.make_train_step(
-      case.make(model),
+      parts.algorithm(case, model, accumulate),
       optax.trace(decay=0.0),  # plain gradient descent that remembers its last gradient
       epochs=getattr(case.config, "epochs", 1),
       accumulate=accumulate,

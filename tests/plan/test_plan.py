@@ -70,6 +70,21 @@ def test_policies_of_every_kind_are_traced_without_data(name):
   assert made[-1].name == name
 
 
+@pytest.mark.parametrize(
+  ("name", "options"), [("dpo", ("loss_type=bco_pair",)), ("ppo", ("epochs=1", "minibatches=1"))]
+)
+def test_a_step_that_is_split_shows_models_all_rows_in_parts(name, options):
+  """Its gradient, the counts before it, the look at a batch before that; and of PPO what scores a rollout."""
+  given = [f"--config.{name}.{option}" for option in ("accumulate=4", *options)]
+  settings = config.load([TINY, f"--config.algorithm.name={name}", *given])
+  made = programs.programs(abstract.make_setup(settings, jax.devices()))
+  in_parts = {
+    program.name: str(program.function.trace(*program.arguments).jaxpr).count("length=4")
+    for program in made[2:]
+  }
+  assert in_parts == {"dpo": {"dpo": 3}, "ppo": {"rollout": 1, "ppo": 3}}[name]
+
+
 def test_a_matrix_that_the_mesh_could_part_is_named():
   settings = config.load([TINY, *LAYERED])
   made = abstract.make_setup(settings, jax.devices())
