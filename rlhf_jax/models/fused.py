@@ -10,8 +10,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 Array = jax.Array
 
@@ -110,6 +108,9 @@ def decode(q: Array, k: Array, v: Array, mask: Array, interpret: bool = False) -
   q is [B, H, 1, C], k and v are [B, K, S, C], mask is bool[B, 1, S]. A program a key head: its H / K queries go through
   the tensor cores together, so that keys and values are read once, and only from the first to the last that is seen.
   """
+  from jax.experimental import pallas as pl  # a tenth of a second, and CPUs do without
+  from jax.experimental.pallas import triton
+
   B, H, _, C = q.shape
   K, S = k.shape[1:3]
   G = H // K
@@ -138,6 +139,9 @@ def decode(q: Array, k: Array, v: Array, mask: Array, interpret: bool = False) -
 
 
 def _decode_kernel(G, S, span_ref, q_ref, k_ref, v_ref, bias_ref, out_ref):
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
   rows, C = q_ref.shape
   real = (jnp.arange(rows) < G)[:, None]
   q = triton.load(q_ref, mask=jnp.broadcast_to(real, (rows, C)), other=0.0)

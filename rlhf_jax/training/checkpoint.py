@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 
 from rlhf_jax.training import disk
 
@@ -17,7 +16,10 @@ class Checkpoints:
   """The checkpoints of one stage, in `folder/<step>/`; the newest `keep` stay."""
 
   def __init__(self, folder: str | os.PathLike, *, keep: int = KEEP):
+    import orbax.checkpoint as ocp  # 24 MB, and no others need it
+
     self.folder = Path(folder).absolute()
+    self._ocp = ocp
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers=ocp.StandardCheckpointHandler(),
@@ -35,7 +37,7 @@ class Checkpoints:
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_plain(state)))
     disk.assert_room(self.folder, needed, f"checkpoint {step}")
-    self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
+    self._manager.save(step, args=self._ocp.args.StandardSave(_plain(state)))
 
   def restore(self, like, step: int | None = None, *, donate: bool = False):
     """The state of `step` (the newest unless said), with the shapes, dtypes and shardings of `like`.
@@ -48,12 +50,12 @@ class Checkpoints:
     if step is None:
       raise FileNotFoundError(f"{self.folder} holds no checkpoint.")
     self._assert_fits(step, like)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+    abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, _plain(like))
     if donate:
       for leaf in jax.tree.leaves(like):
         if not _is_key(leaf):
           leaf.delete()
-    restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    restored = self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
     return jax.tree.map(_like, restored, like)
 
   def _assert_fits(self, step: int, like) -> None:
