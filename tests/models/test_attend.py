@@ -128,8 +128,9 @@ def test_rotary_angles_are_computed_once_and_not_in_every_layer():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a CPU's compiler chose otherwise")
-def test_no_product_of_bfloat16_falls_back_to_float32():
+def test_no_product_of_bfloat16_falls_back_to_float32(monkeypatch):
   """Keys and values as a model has them: products of rows of all heads, split."""
+  monkeypatch.setattr(products, "has_bfloat16_units", lambda: True)
   T, C = 128, 64
   x, w = jnp.ones((2, T, 2 * C)), jnp.ones((2 * C, 2 * C))
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (2, T, T))

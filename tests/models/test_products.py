@@ -1,6 +1,7 @@
 """Products in float32 and in bfloat16, forward and backward."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,12 @@ CASES = {
     normal(11, 2, 20, 2),
     normal(12, 12, 2),
   ),
+  "many rows": (products.matmul, normal(13, 3, 30, 12), normal(14, 12, 7)),
+  "many rows and a tied head": (
+    products.matmul_transposed,
+    normal(15, 3, 30, 12),
+    normal(16, 7, 12),
+  ),
   "batched": (products.matmul, normal(4, 2, 3, 5, 12), normal(5, 2, 3, 12, 7)),
   "scores": (products.matmul_transposed, normal(6, 2, 3, 5, 12), normal(7, 2, 3, 7, 12)),
 }
@@ -32,9 +39,16 @@ def exact(product, x, matrix):
   return x @ (matrix if product is products.matmul else jnp.swapaxes(matrix, -1, -2))
 
 
+@pytest.fixture(params=[True, False], ids=["with units", "without units"])
+def units(request, monkeypatch):
+  """Whether the processor is one that multiplies bfloat16."""
+  monkeypatch.setattr(products, "has_bfloat16_units", lambda: request.param)
+  return request.param
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.01)])
 @pytest.mark.parametrize("case", CASES)
-def test_a_product_and_its_gradients_are_those_of_the_matrices(case, dtype, tolerance):
+def test_a_product_and_its_gradients_are_those_of_the_matrices(case, dtype, tolerance, units):
   product, x, matrix = CASES[case]
   g = normal(8, *exact(product, x, matrix).shape)
 
@@ -50,11 +64,29 @@ def test_a_product_and_its_gradients_are_those_of_the_matrices(case, dtype, tole
     assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-def test_bfloat16_rounds_the_inputs_and_nothing_else():
-  product, x, matrix = CASES["dense"]
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_rounds_the_inputs_and_nothing_else(case, units):
+  product, x, matrix = CASES[case]
+  g = normal(8, *exact(product, x, matrix).shape)
   rounded = lambda a: a.astype(jnp.bfloat16).astype(jnp.float32)
-  got = product(x, matrix, "bfloat16")
-  np.testing.assert_allclose(got, rounded(x) @ rounded(matrix), rtol=1e-5, atol=1e-5)
+  out, vjp = jax.vjp(jax.jit(lambda x, matrix: product(x, matrix, "bfloat16")), x, matrix)
+  of_rounded = jax.vjp(lambda x, matrix: exact(product, x, matrix), rounded(x), rounded(matrix))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5)
+  close(out, of_rounded[0])
+  jax.tree.map(close, vjp(g), of_rounded[1](rounded(g)))
+
+
+def test_a_processor_without_units_multiplies_many_rows_in_float32(units):
+  def kinds(case):
+    product, x, matrix = CASES[case]
+    gradients = jax.grad(lambda x, m: jnp.sum(product(x, m, "bfloat16") ** 2), (0, 1))
+    said = jax.jit(gradients).lower(x, matrix).as_text()
+    found = re.findall(r"dot_general .* : \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\)", said)
+    assert len(found) == 3
+    return {kind for pair in found for kind in pair}
+
+  assert kinds("dense") == {"bf16"}
+  assert kinds("many rows") == {"bf16" if units else "f32"}
 
 
 def test_a_matrix_stored_in_bfloat16_gives_the_same_product_and_a_bfloat16_gradient():
