@@ -37,14 +37,16 @@ class Row(NamedTuple):
 
 
 def pods() -> list[Row]:
-  """256 pairs, or prompts, a step; one pair a chip at a time, and for PPO eight chips a row."""
+  """256 pairs, or prompts, a step; one pair a chip at a time, and for PPO four rows on eight chips."""
   rows = []
   for size in SIZES:
     for pod, (topology, chips) in TOPOLOGIES.items():
       dpo = (f"mesh.fsdp={chips}", f"dpo.accumulate={256 // chips}", *other_stages(chips))
       rows.append(Row(f"{size}_dpo on {pod}", f"{size}_dpo", topology, "dpo", dpo))
-      ppo = ("mesh.tensor=8", f"mesh.fsdp={chips // 8}", "ppo.accumulate=8")
-      ppo = (*ppo, *other_stages(chips // 8))
+      shards = chips // 8
+      parts = 256 // (4 * shards)
+      ppo = ("mesh.tensor=8", f"mesh.fsdp={shards}", f"ppo.accumulate={parts}")
+      ppo = (*ppo, *other_stages(shards))
       rows.append(
         Row(f"{size}_ppo_lora on {pod}", f"{size}_ppo_lora", topology, "rollout,ppo", ppo)
       )

@@ -57,7 +57,7 @@ def lookup(table: Array, ids: Array, dtype: str) -> Array:
   So a table kept in float32 to train and one cast once to decode give the same model.
   """
   rows = table[ids].astype(jnp.float32)
-  return lax.reduce_precision(rows, 8, 7) if dtype == "bfloat16" else rows
+  return products.rounded(rows) if dtype == "bfloat16" else rows
 
 
 class RMSNorm(nn.Module):

@@ -41,8 +41,7 @@ def _product(x, matrix, dtype, transposed):
     x = x.reshape(-1, x.shape[-1])
   x = x.astype(jnp.float32)
   if dtype == "bfloat16":
-    product = _rounded_product if as_float32(x) else _bfloat16_product
-    out = product(x, matrix, transposed)
+    out = _bfloat16_product(x, matrix, transposed)
   else:
     out = dot(x, matrix.astype(jnp.float32), transposed)
   return out.reshape(*lead, out.shape[-1])
@@ -70,28 +69,6 @@ def _backward(transposed, residuals, g):
 _bfloat16_product.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rounded_product(x, matrix, transposed):
-  """The same numbers, where `as_float32` is faster."""
-  return dot(rounded(x), rounded(matrix), transposed)
-
-
-def _rounded_forward(x, matrix, transposed):
-  x = rounded(x)
-  return dot(x, rounded(matrix), transposed), (x, matrix)
-
-
-def _rounded_backward(transposed, residuals, g):
-  x, matrix = residuals
-  g = rounded(g)
-  dx = dot(g, rounded(matrix), not transposed)
-  left, right = (g, x) if transposed else (x, g)
-  return dx, dot(jnp.swapaxes(left, -1, -2), right).astype(matrix.dtype)
-
-
-_rounded_product.defvjp(_rounded_forward, _rounded_backward)
-
-
 def _gradient(x: Array, g: Array) -> Array:
   """xᵀ g, float32[I, O] of x[N, I] and g[N, O]; a CPU computes (gᵀ x)ᵀ where there is less to transpose then.
 
@@ -105,8 +82,13 @@ def _gradient(x: Array, g: Array) -> Array:
 
 
 def dot(x: Array, matrix: Array, transposed: bool = False) -> Array:
-  """The product of what is rounded already, float32."""
-  if x.dtype == jnp.bfloat16 and as_float32(x):
+  """The product of what is rounded already, float32.
+
+  A CPU without units for bfloat16 multiplies it slower than float32. It computes with the float32 numbers that these are, which is as
+  exact, where there are many rows; with few, what counts are the bytes of the matrix.
+  """
+  slow = sharding.platform() == "cpu" and not has_bfloat16_units()
+  if slow and x.dtype == jnp.bfloat16 and x.shape[-2] >= ROWS:
     x, matrix = rounded(x), rounded(matrix)
   batch = tuple(range(x.ndim - 2))
   contract = ((x.ndim - 1,), (matrix.ndim - 1 if transposed else matrix.ndim - 2,))
@@ -133,14 +115,6 @@ def in_rows(x: Array) -> Array:
   if sharding.platform() != "cpu":
     return x
   return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
-
-
-def as_float32(x: Array) -> bool:
-  """Whether products of x[..., N, I] that is rounded to bfloat16 are computed in float32, which is as exact, since they are faster so.
-
-  They are on a CPU without units for bfloat16, where there are many rows. With few, what counts are the bytes of the matrix.
-  """
-  return x.shape[-2] >= ROWS and sharding.platform() == "cpu" and not has_bfloat16_units()
 
 
 @functools.cache

@@ -200,7 +200,7 @@ def _critic_of(reward_model: Params) -> Params:
 def learner(setup: Setup, module, config, settings: Settings, optim: optimizer.Settings):
   """(algorithm, optimizer, train step) of a run; none of them depends on its seed or on floats of `config`."""
   policy = policy_of(setup.config, setup.model, settings.critic)
-  algorithm = parts.algorithm(module, policy, parts_of(config, settings))
+  algorithm = parts.make_algorithm(module, policy, parts_of(config, settings))
   tx = optimizer.make_optimizer(optim, settings.steps * config.epochs * config.minibatches)
   step = make_train_step(
     algorithm,
@@ -350,13 +350,13 @@ def assert_learnable(setup: Setup) -> None:
 def assert_divides(setup: Setup, stage: str, module, config, settings: Settings) -> None:
   """Raises ValueError unless an iteration's rows split evenly over devices, minibatches and their parts."""
   field, count = learned_of(module, config)
-  parts = config.minibatches * settings.accumulate
+  pieces = config.minibatches * settings.accumulate
   name, rows = f"{stage}.prompts", settings.prompts * count
   if count > 1:
     name = f"{name} x {field}"
-  assert_multiple(name, rows, "minibatches x accumulate", parts)
-  each = f"{name} / (minibatches x accumulate)" if parts > 1 else name
-  sharding.assert_divides(each, rows // parts, setup.mesh)
+  assert_multiple(name, rows, "minibatches x accumulate", pieces)
+  each = f"{name} / (minibatches x accumulate)" if pieces > 1 else name
+  sharding.assert_divides(each, rows // pieces, setup.mesh)
 
 
 def group_of(config) -> int:

@@ -131,7 +131,7 @@ def reward_learner(setup: Setup) -> tuple[Algorithm, Beginning]:
   name = options.reward_algorithm(setup.config)
   module = algorithm_module(name)
   config, settings, _, group = options.stage(setup.config, name)
-  algorithm = parts.algorithm(module, setup.scorer, settings.accumulate)
+  algorithm = parts.make_algorithm(module, setup.scorer, settings.accumulate)
   if group.members > 1 and group.share == "trunk":
     algorithm = ensemble.on_one_trunk(algorithm, name)
   if not hasattr(module, "begin"):
@@ -219,7 +219,7 @@ def policy(
   state = doing.offline(
     setup,
     name,
-    parts.algorithm(module, setup.policy, settings.accumulate),
+    parts.make_algorithm(module, setup.policy, settings.accumulate),
     config,
     settings,
     optim,

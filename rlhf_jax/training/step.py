@@ -77,7 +77,8 @@ def make_train_step(
 
   The batch's rows are permuted anew in each of `epochs` passes and learned from in `minibatches`
   parts, an optimizer update each. `accumulate` splits every part once more, to save memory: the
-  gradient stays that of the whole part, since losses are kept as sum and count until the end. Where the algorithm has
+  gradient stays that of the whole part, since losses are kept as sum and count until the end; what `annotate` looks at is split by
+  `parts.make_algorithm`. Where the algorithm has
   `at_once` and a pass is one update of the whole batch, the first one's is the look at the batch as well.
   Metrics are dicts of `Mean`. With a `config.stop_kl` or `config.stop_ratio`, updates cease once a part's
   `policy/approx_kl` or `policy/ratio` exceeds it.

@@ -152,7 +152,7 @@ class Sweep:
     return self._made[structure]
 
   def _collect(self, **how) -> Callable:
-    which = tuple(how.values())
+    which = tuple(sorted(how.items()))
     if which not in self._made:
       collect = online.make_collect(self.setup, **how)
       mapped = jax.vmap(collect, in_axes=(0, None, 0, 0, 0, None, None))

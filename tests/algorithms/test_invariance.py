@@ -475,7 +475,7 @@ def train_step(name: str, accumulate: int = 1, packed: bool = False):
   model = packing(case.model) if packed else case.model
   return jax.jit(
     step.make_train_step(
-      parts.algorithm(case, model, accumulate),
+      parts.make_algorithm(case, model, accumulate),
       optax.trace(decay=0.0),  # plain gradient descent that remembers its last gradient
       epochs=getattr(case.config, "epochs", 1),
       accumulate=accumulate,

@@ -48,6 +48,18 @@ def test_value_and_gradients_are_those_that_jax_derives(T, S, dtype, atol):
   assert_same(ours, both(lambda *x: plainly(*x, mask), q, k, v, g), atol)
 
 
+@pytest.mark.parametrize("has_units", [True, False])
+def test_many_queries_in_bfloat16_are_the_same_with_and_without_units_for_it(
+  has_units, monkeypatch
+):
+  monkeypatch.setattr(products, "has_bfloat16_units", lambda: has_units)
+  T = products.ROWS + 3
+  q, k, v, g = inputs(T, T)
+  mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+  ours = both(lambda *x: attend.attend(*x, mask, "bfloat16"), q, k, v, g)
+  assert_same(ours, both(lambda *x: plainly(*x, mask), q, k, v, g), atol=6e-2)
+
+
 @pytest.mark.parametrize("dtype, atol", [("float32", 3e-6), ("bfloat16", 6e-2)])
 def test_a_single_query_of_a_key_head_gives_the_same(dtype, atol):
   q, k, v, g = inputs(1, 6)

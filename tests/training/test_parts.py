@@ -1,5 +1,7 @@
 """What models see in parts is what they see at once, in less memory."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from rlhf_jax.models import heads, llama, policy, registry
 from rlhf_jax.training import parts, step
 from rlhf_jax.types import Rollout, Sequences
 
-V, D, B, P, R = 64, 32, 8, 24, 40
+V, D, P, R = 67, 32, 24, 37
 T = P + R
 MODEL = registry.language_model(
   llama.LlamaConfig(
@@ -27,7 +29,7 @@ MODEL = registry.language_model(
     initializer_range=0.3,
   )
 )
-POLICY = policy.make_policy(MODEL, critic="shared", chunk=64)
+POLICY = policy.make_policy(MODEL, critic="shared", chunk=512)
 SCORER = policy.make_scorer(MODEL)
 KEYS = jax.random.split(jax.random.key(0), 3)
 PARAMS = {
@@ -38,15 +40,14 @@ PARAMS = {
 FROZEN = {"base": {}, "reference": {"model": MODEL.init(jax.random.key(9))}}
 
 
-def written() -> Sequences:
-  """Prompts that two adjacent rows have in common, and answers of 1 to 40 tokens."""
-  rng = np.random.default_rng(1)
-  prompts = np.repeat(rng.integers(0, V, (B // 2, P)), 2, axis=0)
-  tokens = np.concatenate([prompts, rng.integers(0, V, (B, R))], axis=1)
-  response = np.arange(T)[None] - P < np.asarray([1, 40, 7, 13, 22, 5, 31, 40])[:, None]
-  response &= np.arange(T)[None] >= P
-  mask = response | (np.arange(T)[None] < P)
-  rows = Sequences.from_mask(tokens, mask, response)
+def written(prompts: int = 4, group: int = 2) -> Sequences:
+  """Prompts that `group` adjacent rows have in common, and answers of 1 to 37 tokens."""
+  rng, B = np.random.default_rng(1), prompts * group
+  asked = np.repeat(rng.integers(0, V, (prompts, P)), group, axis=0)
+  tokens = np.concatenate([asked, rng.integers(0, V, (B, R))], axis=1)
+  column = np.arange(T)[None]
+  response = (column >= P) & (column < P + rng.integers(1, R + 1, (B, 1)))
+  rows = Sequences.from_mask(tokens, response | (column < P), response)
   return rows.replace(asked=jnp.broadcast_to(jnp.arange(P, T)[None], (B, R)))
 
 
@@ -70,29 +71,53 @@ LOOKS = {
 }
 
 
+def turns(function, rows) -> int:
+  """Of its loop over parts."""
+  lengths = re.findall(r"length=(\d+)\b", str(jax.make_jaxpr(function)(rows)))
+  assert len(lengths) <= 1
+  return int(lengths[0]) if lengths else 1
+
+
+def assert_the_same(found, whole):
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, found, whole)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("together", [1, 2])
-@pytest.mark.parametrize("name", LOOKS)
-def test_a_look_in_parts_says_the_same_of_every_row(name, together, devices):
-  rows = written()
-  if together == 2:
-    rows = rows.in_groups(2)
+@pytest.mark.parametrize(
+  ("name", "group"),
+  [(name, group) for name in LOOKS for group in (1, 2) if (name, group) != ("over_vocabulary", 2)],
+)
+def test_a_look_in_parts_says_the_same_of_every_row(name, group, devices):
+  rows = written() if group == 1 else written().in_groups(group)
   whole = jax.jit(LOOKS[name](lambda model: model))(rows)
   mesh = sharding.make_mesh(data=devices)
   placed = jax.device_put(rows, sharding.batch_sharding(mesh))
   with jax.set_mesh(mesh):
-    apart = jax.jit(LOOKS[name](lambda model: parts.in_parts(model, 4)))
-    found = apart(placed)
-    turns = 4 if together * devices < 4 else 2  # two prompts a device are two parts
-    assert f"length={turns}" in str(jax.make_jaxpr(apart)(placed))
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, whole)
+    apart = LOOKS[name](lambda model: parts.in_parts(model, 4))
+    # Eight rows, or four prompts, of which a device has two where there are two.
+    assert turns(apart, placed) == (2 if group * devices == 4 else 4)
+    assert_the_same(jax.jit(apart)(placed), whole)
 
 
-def test_rows_that_do_not_divide_over_the_devices_are_seen_at_once():
-  rows = jax.tree.map(lambda x: x[:6], written())
-  with jax.set_mesh(sharding.make_mesh(data=4)):
-    apart = LOOKS["score"](lambda model: parts.in_parts(model, 2))
-    assert "scan" not in str(jax.make_jaxpr(apart)(rows))
+@pytest.mark.parametrize(
+  ("prompts", "group", "devices", "expected"),
+  [
+    (9, 2, 1, 9),  # not 8 parts, but more
+    (3, 4, 1, 3),  # not 8: one prompt at a time
+    (3, 4, 2, 6),  # three prompts do not divide over two devices, their twelve answers do
+    (3, 3, 2, 1),  # and these do not
+  ],
+)
+def test_prompts_that_do_not_make_the_parts_make_as_small_ones(prompts, group, devices, expected):
+  rows = written(prompts, group).in_groups(group)
+  whole = jax.jit(LOOKS["score"](lambda model: model))(rows)
+  with jax.set_mesh(sharding.make_mesh(data=devices)):
+    apart = LOOKS["score"](lambda model: parts.in_parts(model, 8))
+    assert turns(apart, rows) == expected
+    found = jax.jit(apart)(rows)
+  assert found.shape == (prompts, group)
+  assert_the_same(found, whole)
 
 
 def test_joined_is_what_was_split():
@@ -103,16 +128,16 @@ def test_joined_is_what_was_split():
 def test_a_batch_that_is_learned_from_in_parts_is_looked_at_in_parts():
   """Else the look takes the memory that accumulation saves."""
   rollout = Rollout(
-    sequences=jax.tree.map(lambda x: jnp.concatenate([x] * 8), written()),
-    logps=jnp.zeros((8 * B, T)),
-    rewards=jnp.zeros((8 * B, T)),
-    truncated=jnp.zeros(8 * B, bool),
+    sequences=written(prompts=32),
+    logps=jnp.zeros((64, T)),
+    rewards=jnp.zeros((64, T)),
+    truncated=jnp.zeros(64, bool),
   )
   config = ppo.Config(epochs=1, minibatches=1)
   tx = optax.identity()
 
   def temporaries(looked_at: int) -> int:
-    algorithm = parts.algorithm(ppo, POLICY, looked_at)
+    algorithm = parts.make_algorithm(ppo, POLICY, looked_at)
     state = step.init_state(jax.random.key(0), PARAMS, algorithm, tx, config)
     run = jax.jit(step.make_train_step(algorithm, tx, accumulate=8))
     compiled = run.lower(state, FROZEN, rollout, config).compile()
