@@ -124,14 +124,7 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, fro
   params = value_heads.added(setup, module, config, params)
   algorithm, tx, train_step = online.learner(setup, module, config, settings, optim)
   second = getattr(module, "SECOND", None)
-  collect = jax.jit(
-    online.make_collect(
-      setup,
-      second=second,
-      group=online.group_of(config),
-      scored_in=online.parts_of(config, settings),
-    )
-  )
+  collect = jax.jit(online.make_collect(setup, **online.collected(module, config, settings)))
   rows = np.arange(settings.prompts * online.group_of(config)) % len(setup.task.prompts)
   asked = on_rows(setup, jax.eval_shape(lambda: online.questions(setup, rows, 0)))
   if not rewarding.asks_model(setup.config):

@@ -93,9 +93,7 @@ def run(
   rewards = rewarding.Rewards(setup, stage)
   second = getattr(module, "SECOND", None)
   group = group_of(config)
-  collect = jax.jit(
-    make_collect(setup, second=second, group=group, scored_in=parts_of(config, settings))
-  )
+  collect = jax.jit(make_collect(setup, **collected(module, config, settings)))
   prompts = setup.task.prompts
   if replay.size(config) > 1:
     first = questions(setup, rows_at(setup, stage, settings, 0, group), 0)
@@ -296,6 +294,15 @@ def make_collect(setup: Setup, *, second: str | None = None, group: int = 1, sco
     return rollout, metrics
 
   return collect
+
+
+def collected(module, config, settings: Settings) -> dict[str, Any]:
+  """How the rollouts of the algorithm `module` are, for `make_collect`."""
+  return {
+    "second": getattr(module, "SECOND", None),
+    "group": group_of(config),
+    "scored_in": parts_of(config, settings),
+  }
 
 
 def shortened(rollout: Rollout, widths: int, group: int = 1, *, packs: bool = False) -> Rollout:

@@ -30,7 +30,6 @@ def in_parts(model: Policy | Scorer, parts: int) -> Policy | Scorer:
 
   Where the rows do not make so many parts, as prompts that several answers share may not, they make a few more, or one each.
   """
-
   if parts == 1:
     return model
 
@@ -39,9 +38,8 @@ def in_parts(model: Policy | Scorer, parts: int) -> Policy | Scorer:
       at = next(i for i, arg in enumerate(args) if isinstance(arg, Sequences | Shared))
       of = lambda rows: function(*args[:at], rows, *args[at + 1 :])
       rows, N = args[at], _count(args[at])
-      if isinstance(rows, Shared) and not sharding.spreads(
-        N
-      ):  # over the devices, as the answers do
+      if isinstance(rows, Shared) and not sharding.spreads(N):
+        # The prompts do not divide over the devices; the answers do, each in a row of its own.
         group = lambda x: x.reshape(N, -1, *x.shape[1:])
         return jax.tree.map(group, _mapped(of, rows.alone, parts))
       return _mapped(of, rows, parts)

@@ -142,11 +142,7 @@ class Sweep:
       algorithm, tx, step = online.learner(self.setup, module, algorithm_config, settings, optim)
       self._made[structure] = Programs(
         lambda key, params, config: init_state(key, params, algorithm, tx, config),
-        self._collect(
-          second=getattr(module, "SECOND", None),
-          group=online.group_of(algorithm_config),
-          scored_in=online.parts_of(algorithm_config, settings),
-        ),
+        self._collect(**online.collected(module, algorithm_config, settings)),
         jax.jit(jax.vmap(step, in_axes=(0, None, 0, None)), donate_argnums=0),
       )
     return self._made[structure]
