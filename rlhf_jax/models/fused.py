@@ -20,10 +20,10 @@ NOWHERE = (
 )  # added to the score of a key that may not be seen; finite, so that a row may see none
 
 
-def available(q: Array, dtype: str) -> bool:
-  """Whether there are such kernels for queries [B, H, T, C] on this backend."""
-  T, C = q.shape[2:]
-  if T == 1:  # of ours the compiler does not know how to lay it out over several devices
+def available(q: Array, dtype: str, decoding: bool) -> bool:
+  """Whether `decode`, or else `attention`, takes queries [B, H, T, C] on this backend."""
+  C = q.shape[-1]
+  if decoding:  # the compiler does not know how to lay it out over several devices
     mesh = jax.sharding.get_abstract_mesh()
     fits = C in (16, 32, 64, 128) and (mesh.empty or mesh.size == 1)
   else:

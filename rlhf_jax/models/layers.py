@@ -181,9 +181,12 @@ def attention(
   """
   if isinstance(mask, ForkMask):
     return forked_attention(q, k, v, mask, dtype)
-  if fused.available(q, dtype):
-    return (fused.decode if q.shape[2] == 1 else fused.attention)(q, k, v, mask)
   T, S = mask.shape[1:]
+  decoding = (
+    T == 1 < S and before is None
+  )  # a token after those of a cache, which nothing is learned from
+  if fused.available(q, dtype, decoding):
+    return (fused.decode if decoding else fused.attention)(q, k, v, mask)
   if T > BLOCK and sharding.platform() == "tpu":
     return attention_in_blocks(q, k, v, mask, dtype, BLOCK)
   if before is None and T == S:

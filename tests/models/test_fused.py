@@ -1,5 +1,7 @@
 """Attention in one kernel is attention: forms that run on a CPU, against the explicit one in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +33,7 @@ def explicit(q, k, v, mask):
   return layers.attention(q, k, v, mask, "float32")
 
 
-def one_kernel(q, k, v, mask):
-  return fused.attention(q, k, v, mask, implementation="xla")
+one_kernel = functools.partial(fused.attention, implementation="xla")
 
 
 def assert_close(ours, theirs):
@@ -74,5 +75,19 @@ def test_a_decoding_step_reads_the_slots_that_each_row_sees():
   assert_close(ours, explicit(q, k, v, mask))
 
 
+def test_one_token_is_learned_from_where_a_gpu_has_a_kernel_for_decoding(rows, monkeypatch):
+  """The last of each row as an answer of its own."""
+  q, k, v, mask, _ = rows
+  answers = layers.fork_mask(mask, T - 1, 1)
+  total = lambda dtype: lambda *x: jnp.sum(layers.attention(*x, answers, dtype)[:1, :, -1])
+  expected = jax.grad(total("float32"), argnums=(0, 1, 2))(q, k, v)
+  monkeypatch.setattr(fused, "_has_tensor_cores", lambda: True)
+  monkeypatch.setattr(fused, "attention", one_kernel)
+  for ours, theirs in zip(
+    jax.grad(total("bfloat16"), argnums=(0, 1, 2))(q, k, v), expected, strict=True
+  ):
+    assert_close(ours, theirs)
+
+
 def test_on_a_cpu_attention_is_explicit(rows):
-  assert not fused.available(rows[0], "bfloat16")
+  assert not fused.available(rows[0], "bfloat16", decoding=False)
