@@ -220,7 +220,8 @@ def make(policy: Policy) -> Algorithm:
 
   def annotate(params, frozen, pairs, config, extra):
     if config.sync_every is not None or pairs.ref_chosen_logps is None:
-      ref_w, ref_l = evaluate(extra.get("reference", frozen["reference"]), frozen, pairs)
+      kept = extra if config.sync_every is not None else frozen
+      ref_w, ref_l = evaluate(kept["reference"], frozen, pairs)
       pairs = pairs.replace(ref_chosen_logps=ref_w.logps, ref_rejected_logps=ref_l.logps)
     batch = Batch(pairs, delta=jnp.zeros_like(pairs.preference), sorted_loss=None)
     if config.loss_type in SORTED:

@@ -216,6 +216,10 @@ def policy(
   config, settings, optim = options.stage(setup.config, name)
   records = doing.feedback(setup, module.DATA, frozen)
   wanted = [answer for record in records for answer in record.answers]
+  ref_logps = doing.reference_logps(setup, frozen, wanted)
+  resting = None
+  if ref_logps is not None and not settings.evaluate_every:  # no step asks the reference itself
+    resting = setup.at_rest(frozen.pop("reference"))
   state = doing.offline(
     setup,
     name,
@@ -227,11 +231,8 @@ def policy(
       setup, module, config, {"model": setup.trained(weights, name)}
     ),
     frozen=frozen,
-    batches=offline.padded(
-      lambda epoch: records,
-      settings,
-      setup.order(name),
-      doing.reference_logps(setup, frozen, wanted),
-    ),
+    batches=offline.padded(lambda epoch: records, settings, setup.order(name), ref_logps),
   )
+  if resting is not None:
+    frozen["reference"] = resting()
   return state.params, frozen
