@@ -75,8 +75,8 @@ def language_model(
     params = family.init_embed(embed_key)
     x, positions = jnp.zeros((1, 1, config.hidden_size)), jnp.zeros((1, 1), jnp.int32)
     inputs = (x, family.shared(positions), jnp.ones((1, 1, 1), bool))
-    init_block = jax.vmap(lambda key: family.block.init(key, *inputs)["params"])
-    params["layers"] = init_block(jax.random.split(layer_key, config.num_layers))
+    init_block = lambda key: family.block.init(key, *inputs)["params"]
+    params["layers"] = jax.lax.map(init_block, jax.random.split(layer_key, config.num_layers))
     params["final_norm"] = family.norm.init(key, x)["params"]
     if not config.tied:
       shape = (config.hidden_size, config.vocab_size)
