@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import statistics
 
@@ -20,12 +21,15 @@ def busy() -> tuple[float, float]:
   return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK"), own
 
 
-def processor() -> str:
+def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+  """Its name, and whether it has no units for bfloat16: such machines are not compared with others of the same name."""
   try:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-      return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-  except (OSError, StopIteration):
+    with open(cpuinfo, encoding="utf-8") as file:
+      said = file.read()
+    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)[1]
+  except (OSError, TypeError):
     return platform.machine()
+  return name if re.search(r"bf16\b", said) else f"{name} without bfloat16 units"
 
 
 def peak_bytes() -> int:

@@ -2,7 +2,8 @@
 
   python -m benchmarks.machine [--models=S,M] [--write]
 
-Prints a JSON line a measurement, and with --write keeps them as results/machine.jsonl, against which cases are then measured.
+Prints a JSON line a measurement, and with --write keeps them in results/machine.jsonl in place of those that this machine had, and cases
+are then measured against them.
 Nothing tells a program that falls off the fast path of its machine. Here it shows as a kind of product that is far below
 the others: of bfloat16 with and without a layout constraint on the transposed operand, say.
 """
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import gauge
+from benchmarks import gauge, timings
 from benchmarks.cases import SHAPES
 from rlhf_jax.models import products
 
@@ -107,8 +108,10 @@ def main(argv: list[str] | None = None) -> None:
     print(lines[-1], flush=True)
   if args.write:
     gauge.RESULTS.mkdir(exist_ok=True)
-    gauge.peaks_file().write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written to {gauge.peaks_file()}", file=sys.stderr)
+    file = gauge.peaks_file()
+    others = [row for row in timings.read(file) if row["machine"] != about["machine"]]
+    file.write_text("\n".join([*map(json.dumps, others), *lines]) + "\n", encoding="utf-8")
+    print(f"written to {file}", file=sys.stderr)
 
 
 def measurements(models: list[str], tokens: int) -> Iterator[dict]:

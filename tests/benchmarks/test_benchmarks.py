@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cost, ragged, run, tables
+from benchmarks import cost, host, ragged, run, tables
 from benchmarks.cases import SHAPES, Case
 from benchmarks.timings import Timings
 
@@ -45,6 +45,16 @@ def test_a_case_that_the_file_holds_is_skipped_and_one_that_failed_is_tried_agai
   assert run.main(options) == 0
   assert run.main(options) == 0
   assert asked == ["sft", "rm", "rm"]
+
+
+def test_a_processor_without_bfloat16_is_another_machine(tmp_path):
+  said = "model name\t: A fast one\nflags\t\t: fpu avx2 {}\n"
+  for flags, name in (
+    ("avx512f", "A fast one without bfloat16 units"),
+    ("avx512_bf16", "A fast one"),
+  ):
+    (tmp_path / "cpuinfo").write_text(said.format(flags))
+    assert host.processor(tmp_path / "cpuinfo") == name
 
 
 def test_libraries_take_turns_case_by_case():
