@@ -305,16 +305,50 @@ def _sharing(layout: Layout, shared: int, records: Sequence[Pair]) -> Layout:
   return layout._replace(shared=shared, asked_shared=asked, fork=fork)
 
 
-PACKINGS = 8  # numbers of rows that a batch may be packed into; each compiles once
+COMPILING = 16  # batches that take as long as to compile a program; on accelerators it is more
+SEEN = 256  # batches that say how full the others of a long run will be
 
 
-def packed(layout: Layout, pairs: Sequence[Pair], multiple: int) -> Layout:
-  """`layout` with the rows of this batch packed, into a multiple of so many, if that leaves less to compute."""
+def heights(layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int) -> tuple[int, ...]:
+  """Into how many rows batches of a layout are packed: the numbers that cost least, each of which compiles once.
+
+  A batch takes the smallest that holds it, or a pair a row. () where packing is not worth it.
+  """
   if layout.dense is None:
-    return layout
+    return ()
+  seen = batches[:: -(-len(batches) // SEEN)]
+  needed = np.sort([_height(layout, pairs, multiple) for pairs in seen])
+  whole = (
+    len(batches[0]) * (layout.shared or 2 * layout.width) / layout.dense
+  )  # rows' worth of a pair a row
+  worth = [int(rows) for rows in np.unique(needed) if rows <= WORTHWHILE * whole]
+  costs = np.asarray([*worth, whole])
+  held = np.searchsorted(needed, [*worth, np.inf], side="right") * len(batches) / len(seen)
+  least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # of all batches that a number holds
+  for i, cost in enumerate(costs):
+    below = [0.0, *held[:i]]
+    least.append(
+      min(
+        (before + (held[i] - below[j]) * cost + COMPILING * whole, (*chosen, i))
+        for j, (before, chosen) in enumerate(least)
+      )
+    )
+  enough = [found for found, holds in zip(least[1:], held, strict=True) if holds == held[-1]]
+  return tuple(worth[i] for i in min(enough)[1] if i < len(worth))
+
+
+def _height(layout: Layout, pairs: Sequence[Pair], multiple: int) -> int:
   fit, _ = first_fit(list(map(_shared_width, pairs)), layout.dense)
-  rows = multiple * step_of(len(pairs) // multiple, PACKINGS, -(-(int(fit.max()) + 1) // multiple))
-  if rows * layout.dense > WORTHWHILE * len(pairs) * (layout.shared or 2 * layout.width):
+  return multiple * -(-(int(fit.max()) + 1) // multiple)
+
+
+def packed(layout: Layout, pairs: Sequence[Pair], heights: Sequence[int], multiple: int) -> Layout:
+  """`layout` with the rows of this batch packed into one of `heights`, if one holds it."""
+  if not heights:
+    return layout
+  needed = _height(layout, pairs, multiple)
+  rows = next((rows for rows in heights if rows >= needed), None)
+  if rows is None:
     return layout
   return layout._replace(shared=layout.dense, packed=rows, asked_shared=None, fork=None)
 

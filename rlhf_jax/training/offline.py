@@ -125,12 +125,15 @@ def padded(
   plan = _plan(records, settings, seed)
   layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
   shards = sharding.shards_in_scope()
+  heights = {
+    width: examples.heights(layout, [chosen for w, chosen in plan if w == width], shards)
+    for width, layout in layouts.items()
+    if settings.accumulate == 1
+  }
 
   def at(step: int, own: np.ndarray | None = None):
     width, chosen = plan[step]
-    layout = layouts[width]
-    if settings.accumulate == 1:
-      layout = examples.packed(layout, chosen, shards)
+    layout = examples.packed(layouts[width], chosen, heights.get(width, ()), shards)
     return _collated(chosen, own, layout, ref_logps)
 
   return Batches(

@@ -78,16 +78,41 @@ def test_pairs_are_packed_where_their_batch_then_has_less_to_compute():
   pairs = [short, long, long, short]
   layout = examples.layouts([(16, pairs)], share_prompt=True)[16]
   assert layout == examples.Layout(16, shared=24, dense=24)
-  three = examples.packed(layout, pairs, 1)
+  three = examples.packed(layout, pairs, (2, 3), 1)
   assert (three.shared, three.packed, three.fork, three.asked_shared) == (24, 3, None, None)
   packing = examples.collate_records(pairs, three).together.rows.packing
   np.testing.assert_array_equal(packing.place, [48, 0, 24, 56])  # rows of 8, 24, 24 and 8 tokens
   assert packing.rows == 3
-  assert examples.packed(layout, [long, short, short, short], 1).packed == 2
-  assert examples.packed(layout, [long, short, short, short], 4) == layout  # on four devices
-  assert examples.packed(layout, [long] * 4, 1) == layout
+  assert examples.packed(layout, [long, short, short, short], (2, 3), 1).packed == 2
+  assert examples.packed(layout, [long, short, short, short], (3,), 1).packed == 3
+  assert (
+    examples.packed(layout, [long, short, short, short], (2, 3), 4) == layout
+  )  # on four devices
+  assert examples.packed(layout, [long] * 4, (2, 3), 1) == layout
   apart = examples.layouts([(16, pairs)], share_prompt=False)[16]
-  assert examples.packed(apart, pairs, 1) == apart
+  assert examples.heights(apart, [pairs], 1) == ()
+
+
+@pytest.mark.parametrize(
+  ("batches", "heights"),
+  [
+    ({2: 10, 3: 10}, (3,)),  # two programs would take longer to compile than they save
+    ({2: 1000, 3: 1000}, (2, 3)),
+    ({2: 2000, 4: 1}, (2,)),  # what is not worth packing has a program of its own,
+    ({3: 5, 4: 5}, ()),  # and the few others take that one
+    ({4: 3}, ()),
+  ],
+)
+def test_a_long_run_packs_pairs_into_more_numbers_of_rows(batches, heights):
+  prompt = Example.prompt("p", [1] * 6)
+  short, long = (Pair(*(prompt.continued("a", [t] * n) for t in (2, 3))) for n in (1, 9))
+  needing = {2: [short, short, short, long], 3: [short, long, long, short], 4: [long] * 4}
+  layout = examples.layouts([(16, needing[3])], share_prompt=True)[16]
+  given = [needing[rows] for rows, count in batches.items() for _ in range(count)]
+  np.random.default_rng(0).shuffle(given)
+  assert examples.heights(layout, given, 1) == heights
+  if heights:
+    assert examples.heights(layout, given, 4) == ()  # on four devices
 
 
 def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():
