@@ -306,7 +306,7 @@ def _sharing(layout: Layout, shared: int, records: Sequence[Pair]) -> Layout:
 
 
 COMPILING = 16  # batches that take as long as to compile a program; on accelerators it is more
-SEEN = 256  # batches that say how full the others of a long run will be
+SEEN = 4096  # pairs that say how full the batches of a long run will be
 
 
 def heights(layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int) -> tuple[int, ...]:
@@ -316,25 +316,23 @@ def heights(layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int) ->
   """
   if layout.dense is None:
     return ()
-  seen = batches[:: -(-len(batches) // SEEN)]
+  size = len(batches[0])
+  seen = batches[:: -(-len(batches) * size // SEEN)]
   needed = np.sort([_height(layout, pairs, multiple) for pairs in seen])
-  whole = (
-    len(batches[0]) * (layout.shared or 2 * layout.width) / layout.dense
-  )  # rows' worth of a pair a row
-  worth = [int(rows) for rows in np.unique(needed) if rows <= WORTHWHILE * whole]
-  costs = np.asarray([*worth, whole])
+  apart = size * (layout.shared or 2 * layout.width) / layout.dense  # rows' worth of a pair a row
+  worth = [int(rows) for rows in np.unique(needed) if rows <= WORTHWHILE * apart]
   held = np.searchsorted(needed, [*worth, np.inf], side="right") * len(batches) / len(seen)
-  least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # of all batches that a number holds
-  for i, cost in enumerate(costs):
-    below = [0.0, *held[:i]]
-    least.append(
-      min(
-        (before + (held[i] - below[j]) * cost + COMPILING * whole, (*chosen, i))
-        for j, (before, chosen) in enumerate(least)
-      )
-    )
-  enough = [found for found, holds in zip(least[1:], held, strict=True) if holds == held[-1]]
-  return tuple(worth[i] for i in min(enough)[1] if i < len(worth))
+  # Of the batches that the smallest i numbers hold, the least cost, and which of these numbers are in use, the last for sure.
+  least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+  for i, rows in enumerate([*worth, apart]):
+    costs = [
+      before + (held[i] - n) * rows + COMPILING * apart
+      for (before, _), n in zip(least, [0.0, *held[:i]], strict=True)
+    ]
+    j = int(np.argmin(costs))
+    least.append((costs[j], (*least[j][1], i)))
+  _, chosen = min(found for found, n in zip(least[1:], held, strict=True) if n == held[-1])
+  return tuple(worth[i] for i in chosen if i < len(worth))
 
 
 def _height(layout: Layout, pairs: Sequence[Pair], multiple: int) -> int:
