@@ -110,13 +110,17 @@ class Settings:
         f"{where}.momentum_dtype={self.momentum_dtype!r} has no effect on adafactor, which has no momentum; leave it out."
       )
     if self.optimizer_memory == "host":
-      device = jax.local_devices()[0]
-      kinds = [memory.kind for memory in device.addressable_memories()]
+      kinds = kinds_of_memory()
       if HOST not in kinds:
         raise ValueError(
-          f"{where}.optimizer_memory='host' needs memory of the kind {HOST}, and this {device.platform} device has "
+          f"{where}.optimizer_memory='host' needs memory of the kind {HOST}, and this {jax.default_backend()} device has "
           f"{', '.join(kinds)}; leave it out."
         )
+
+
+def kinds_of_memory() -> list[str]:
+  """That devices here can address, such as `HOST`."""
+  return [memory.kind for memory in jax.local_devices()[0].addressable_memories()]
 
 
 def make_optimizer(settings: Settings, updates: int) -> optax.GradientTransformation:

@@ -24,7 +24,7 @@ from rlhf_jax.ops import logprobs, steps
 from rlhf_jax.rollout.generate import Sampling
 from rlhf_jax.sharding import processes
 from rlhf_jax.training import ensemble, memory
-from rlhf_jax.training.optimizer import HOST
+from rlhf_jax.training.optimizer import HOST, kinds_of_memory
 from rlhf_jax.training.rundir import RunDir
 from rlhf_jax.types import LanguageModel, Params, Policy, Reading, Scorer
 from rlhf_jax.weights import load
@@ -173,8 +173,8 @@ class Setup(NamedTuple):
     return lora.merge(quantize.quantized(weights(), self.lora.base), trained, self.lora.scale)
 
   def at_rest(self, weights: Params) -> Weights:
-    """`weights` for later stages: in the hosts' memory where devices have their own, and on the devices when asked for."""
-    if jax.default_backend() == "cpu":
+    """`weights` for later: in the hosts' memory where devices have their own and reach it, and on the devices when asked for."""
+    if jax.default_backend() == "cpu" or HOST not in kinds_of_memory():
       return lambda: weights
     hosts = jax.tree.map(lambda x: x.with_memory_kind(HOST), self.layout(weights))
     resting = processes.place(weights, hosts)

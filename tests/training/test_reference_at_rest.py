@@ -8,6 +8,7 @@ import pytest
 from small_runs import write_data
 from test_progress import MODEL
 
+from rlhf_jax.training import setup as setups
 from rlhf_jax.training import stages
 from rlhf_jax.training.setup import Setup, make_setup
 
@@ -66,3 +67,9 @@ def test_it_rests_in_the_hosts_memory_and_comes_back(tmp_path, monkeypatch, sync
   ):
     assert ours.sharding.memory_kind == theirs.sharding.memory_kind
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_where_devices_do_not_reach_that_memory_it_stays(tmp_path, monkeypatch):
+  monkeypatch.setattr(setups, "kinds_of_memory", lambda: ["device"])
+  seen, frozen, _ = learned(tmp_path, monkeypatch)
+  assert seen["held"] and "reference" in frozen
