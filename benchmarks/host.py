@@ -26,9 +26,10 @@ def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
   try:
     with open(cpuinfo, encoding="utf-8") as file:
       said = file.read()
-    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)[1]
-  except (OSError, TypeError):
+  except OSError:
     return platform.machine()
+  found = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+  name = found[1] if found else platform.machine()
   return name if re.search(r"bf16\b", said) else f"{name} without bfloat16 units"
 
 

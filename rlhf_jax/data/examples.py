@@ -305,19 +305,22 @@ def _sharing(layout: Layout, shared: int, records: Sequence[Pair]) -> Layout:
   return layout._replace(shared=shared, asked_shared=asked, fork=fork)
 
 
-COMPILING = 16  # batches that take as long as to compile a program; on accelerators it is more
-SEEN = 4096  # pairs that say how full the batches of a long run will be
+SEEN = 4096, 64  # pairs and batches, at least, that say how full those of a long run will be
 
 
-def heights(layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int) -> tuple[int, ...]:
+def heights(
+  layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int, compiling: float
+) -> tuple[int, ...]:
   """Into how many rows batches of a layout are packed: the numbers that cost least, each of which compiles once.
 
-  A batch takes the smallest that holds it, or a pair a row. () where packing is not worth it.
+  To compile a program takes as long as `compiling` batches do. A batch takes the smallest number that holds it, or a pair a
+  row. () where packing is not worth it.
   """
   if layout.dense is None:
     return ()
   size = len(batches[0])
-  seen = batches[:: -(-len(batches) * size // SEEN)]
+  few = max(-(-SEEN[0] // size), SEEN[1])
+  seen = batches[:: max(len(batches) // few, 1)]
   needed = np.sort([_height(layout, pairs, multiple) for pairs in seen])
   apart = size * (layout.shared or 2 * layout.width) / layout.dense  # rows' worth of a pair a row
   worth = [int(rows) for rows in np.unique(needed) if rows <= WORTHWHILE * apart]
@@ -326,7 +329,7 @@ def heights(layout: Layout, batches: Sequence[Sequence[Pair]], multiple: int) ->
   least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
   for i, rows in enumerate([*worth, apart]):
     costs = [
-      before + (held[i] - n) * rows + COMPILING * apart
+      before + (held[i] - n) * rows + compiling * apart
       for (before, _), n in zip(least, [0.0, *held[:i]], strict=True)
     ]
     j = int(np.argmin(costs))

@@ -83,8 +83,8 @@ def run(
   run_dir.save_config(config)
   run_dir.save_data({name: config["data"][name] for name in FILES if config["data"].get(name)})
   with jax.set_mesh(setup.mesh), run_dir.timed("loop", sections):
-    base, reference = setup.base(weights), setup.reference(weights)
-    writer, reward_params, asked, rounds = reference["model"], None, [], []
+    base, writer = setup.base(weights), setup.reference(weights)["model"]
+    reward_params, asked, rounds = None, [], []
     for number in range(1, settings.rounds + 1):
       folder = run_dir.workdir / f"round_{number}"
       folder.mkdir(exist_ok=True)

@@ -177,14 +177,12 @@ def attention(
   q is [B, H, T, C], k and v are [B, K, S, C], mask is bool[B, T, S]. A query that may look nowhere
   (padding) gets something meaningless, but finite, so that masks can drop it. The mask must hide every key
   that comes after its query, whose own stand after `before` others: none where T = S, and where that is not said, nothing is
-  known of them. `fused` computes the same in one kernel where it can.
+  known of them; a single query is then one that decodes, which has no derivative on a GPU. `fused` computes the same in one kernel where it can.
   """
   if isinstance(mask, ForkMask):
     return forked_attention(q, k, v, mask, dtype)
   T, S = mask.shape[1:]
-  decoding = (
-    T == 1 < S and before is None
-  )  # a token after those of a cache, which nothing is learned from
+  decoding = T == 1 < S and before is None
   if fused.available(q, dtype, decoding):
     return (fused.decode if decoding else fused.attention)(q, k, v, mask)
   if T > BLOCK and sharding.platform() == "tpu":

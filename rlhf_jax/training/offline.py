@@ -36,6 +36,11 @@ class Settings:
   evaluate_every: int = option(0, at_least=0)  # steps, a policy on held-out prompts; 0 is never
 
 
+# Steps that take as long as to compile one. On two cores DPO of M compiles in 14.5 s and takes 1.25 a step; on an H200 a
+# Llama of 1B takes 24 s and 0.54.
+COMPILING_ON_CPU, COMPILING = 16, 48
+
+
 class Batches(NamedTuple):
   """A run's batches as functions of the step, so that the data cursor is the step itself."""
 
@@ -125,8 +130,9 @@ def padded(
   plan = _plan(records, settings, seed)
   layouts = examples.layouts(plan, share_prompt=settings.share_prompt)
   shards = sharding.shards_in_scope()
+  compiling = COMPILING_ON_CPU if sharding.platform() == "cpu" else COMPILING
   heights = {
-    width: examples.heights(layout, [chosen for w, chosen in plan if w == width], shards)
+    width: examples.heights(layout, [chosen for w, chosen in plan if w == width], shards, compiling)
     for width, layout in layouts.items()
     if settings.accumulate == 1
   }

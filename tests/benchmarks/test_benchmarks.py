@@ -1,6 +1,7 @@
 """The benchmark: one tiny case in full, and what is done with results, by hand."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ def test_a_processor_without_bfloat16_is_another_machine(tmp_path):
   ):
     (tmp_path / "cpuinfo").write_text(said.format(flags))
     assert host.processor(tmp_path / "cpuinfo") == name
+  (tmp_path / "cpuinfo").write_text("Features\t: fp asimd bf16\n")  # no name, as on Arm
+  assert host.processor(tmp_path / "cpuinfo") == platform.machine()
 
 
 def test_libraries_take_turns_case_by_case():

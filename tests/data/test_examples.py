@@ -90,7 +90,7 @@ def test_pairs_are_packed_where_their_batch_then_has_less_to_compute():
   )  # on four devices
   assert examples.packed(layout, [long] * 4, (2, 3), 1) == layout
   apart = examples.layouts([(16, pairs)], share_prompt=False)[16]
-  assert examples.heights(apart, [pairs], 1) == ()
+  assert examples.heights(apart, [pairs], 1, 16) == ()
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,23 @@ def test_a_long_run_packs_pairs_into_more_numbers_of_rows(batches, heights):
   layout = examples.layouts([(16, needing[3])], share_prompt=True)[16]
   given = [needing[rows] for rows, count in batches.items() for _ in range(count)]
   np.random.default_rng(0).shuffle(given)
-  assert examples.heights(layout, given, 1) == heights
+  assert examples.heights(layout, given, 1, compiling=16) == heights
   if heights:
-    assert examples.heights(layout, given, 4) == ()  # on four devices
+    assert examples.heights(layout, given, 4, compiling=16) == ()  # on four devices
+
+
+@pytest.mark.parametrize("size", [16, 256])
+def test_hardly_a_batch_of_a_long_run_is_fuller_than_those_that_were_looked_at(size):
+  random = np.random.default_rng(1)
+  widths = np.clip(np.exp(random.normal(4.0, 0.5, 4096)).astype(int), 8, 256)
+  pairs = [Pair(*(Example.text("t", [t] * int(n // 2)) for t in (2, 3))) for n in widths]
+  batches = [[pairs[i] for i in random.choice(len(pairs), size)] for _ in range(300)]
+  layout = examples.layouts([(128, pairs)], share_prompt=True)[128]
+  heights = examples.heights(layout, batches, 1, compiling=16)
+  rows = [examples.packed(layout, batch, heights, 1).packed for batch in batches]
+  assert rows.count(None) <= 0.02 * len(batches)
+  needed = [examples.packed(layout, batch, range(size), 1).packed for batch in batches]
+  assert np.mean([r for r in rows if r]) < 1.15 * np.mean(needed)
 
 
 def test_short_rankings_are_filled_with_copies_of_their_first_answer_that_have_no_place():

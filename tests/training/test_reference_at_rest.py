@@ -1,5 +1,6 @@
 """A reference whose log-probabilities are kept stays on no device while the policy learns from them."""
 
+import gc
 from unittest import mock
 
 import jax
@@ -16,6 +17,7 @@ from rlhf_jax.training.setup import Setup, make_setup
 def learned(folder, monkeypatch, **dpo):
   """(names of what steps are given, of which matrices on devices then are a frozen model's, what is frozen in the end, setup)."""
   (folder / "run").mkdir()
+  others = jax.live_arrays()
   data = dict(option[len("--config.data.") :].split("=") for option in write_data(folder))
   setup = make_setup(
     dict(
@@ -37,10 +39,12 @@ def learned(folder, monkeypatch, **dpo):
   def offline(*args, frozen, **others):
     kinds = {"device", "unpinned_host"}  # a CPU's own memory has two names
     seen["names"] = set(frozen)
+    gc.collect()
     seen["held"] = [
       x.shape
       for x in jax.live_arrays()
       if x.ndim == 2 and x.dtype == "bfloat16" and x.sharding.memory_kind in kinds
+      if all(x is not other for other in others)
     ]
     return stages.offline.run(*args, frozen=frozen, **others)
 
