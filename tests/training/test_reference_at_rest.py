@@ -17,7 +17,7 @@ from rlhf_jax.training.setup import Setup, make_setup
 def learned(folder, monkeypatch, **dpo):
   """(names of what steps are given, of which matrices on devices then are a frozen model's, what is frozen in the end, setup)."""
   (folder / "run").mkdir()
-  others = jax.live_arrays()
+  earlier = jax.live_arrays()
   data = dict(option[len("--config.data.") :].split("=") for option in write_data(folder))
   setup = make_setup(
     dict(
@@ -43,8 +43,10 @@ def learned(folder, monkeypatch, **dpo):
     seen["held"] = [
       x.shape
       for x in jax.live_arrays()
-      if x.ndim == 2 and x.dtype == "bfloat16" and x.sharding.memory_kind in kinds
-      if all(x is not other for other in others)
+      if x.ndim == 2
+      and x.dtype == "bfloat16"
+      and x.sharding.memory_kind in kinds
+      and all(x is not other for other in earlier)
     ]
     return stages.offline.run(*args, frozen=frozen, **others)
 
