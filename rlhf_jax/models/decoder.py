@@ -57,6 +57,7 @@ def language_model(
   """`family` as the tuple of functions that training and rollout see."""
   config = family.config
 
+  @jax.jit  # traced once, not once a layer; the compiler puts all layers together all the same
   def block(weights, x, shared, mask, cache=None):
     x = sharding.constrain(x, "batch", "time" if sequence else None, None)
     return family.block.apply({"params": weights}, x, shared, mask, cache)

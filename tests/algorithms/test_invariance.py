@@ -466,7 +466,6 @@ def name(request):
   yield request.param
   train_step.cache_clear()
   plainly.cache_clear()
-  jax.clear_caches()
 
 
 @functools.cache
