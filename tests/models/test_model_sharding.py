@@ -49,9 +49,8 @@ def test_sequence_sharding_lays_time_over_tensor_before_every_block(config, para
   def spread(sequence):
     model = registry.language_model(config, sequence=sequence)
     with jax.set_mesh(sharding.make_mesh(1, 2, 2)):
-      blocks = [
-        s for s in jax.make_jaxpr(model.hidden)(params, *rows).eqns if s.primitive.name == "jit"
-      ]
+      blocks = jax.make_jaxpr(model.hidden)(params, *rows).eqns
+    blocks = [block for block in blocks if block.primitive.name == "jit"]
     steps = [step for block in blocks for step in block.params["jaxpr"].eqns]
     specs = [s.params["sharding"].spec for s in steps if s.primitive.name == "sharding_constraint"]
     return sum(spec[1] == "tensor" for spec in specs)
