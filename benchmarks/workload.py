@@ -100,7 +100,8 @@ def config_of(case: Case) -> dict:
   # Packed rows are as long as the longest text may be, and as many as make the fixed set's tokens.
   width = prompt + longest if case.ragged else case.shape.get("seq", 2)
   packed = max(rows * case.shape.get("seq", 0) // width, 1)
-  slots = rows if case.ragged and case.task == "gen" else 0  # the rows that answer the whole queue
+  # As many as a fixed step writes at once: a queue in `gen` goes through them, and they become fewer where answers end early.
+  slots = rows * case.shape.get("group", 1) if case.ragged and case.writes else 0
   offline_ = dict(epochs=100.0, batch_size=rows, checkpoint_every=NEVER, learning_rate=1e-5)
   offline_ |= dict(widths=1) if case.ragged else {}  # rows are packed, unsorted
   online_ = dict(steps=1000, prompts=rows, checkpoint_every=NEVER, learning_rate=1e-6)

@@ -2,15 +2,19 @@
 
 So that short responses do not wait for the longest of their batch. It is one program: a part of the slots is prefilled
 together, then all decode until as many are free again. All of them write the same column of the cache, which is a ring, and
-a new prompt stands in the columns just before that.
+a new prompt stands in the columns just before that. Once the queue is empty and half of the slots have ended, the other half
+decodes alone, and so on.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlhf_jax import sharding
 from rlhf_jax.rollout.generate import (
   Generation,
   Sampling,
@@ -25,6 +29,7 @@ from rlhf_jax.types import LanguageModel, Params
 Array = jax.Array
 
 PARTS = 4  # a quarter of the slots is filled together
+HALVINGS = 3  # of the slots at the end; each is a decoding loop to compile
 
 
 @struct.dataclass
@@ -56,9 +61,9 @@ def write(
   settings: Sampling,
   limits: Array | None = None,
 ) -> Generation:
-  """One response a row as `generate` writes it, by `settings.slots` rows at a time where there are more."""
+  """One response a row as `generate` writes it, by `settings.slots` rows at a time where there are as many."""
   arguments = model, weights, prompts, prompt_mask, keys, settings
-  if 0 < settings.slots < len(prompts):
+  if 0 < settings.slots <= len(prompts):
     return generate_refilled(*arguments, settings.slots, limits)
   return generate(*arguments, limits)
 
@@ -117,10 +122,18 @@ def generate_refilled(
     written, state = add(written, state, hidden)
     return next_prompt, state, cache, written
 
-  def busy(carry):
-    next_prompt, state, _, _ = carry
-    enough_free = jnp.sum(~state.alive) >= together
-    return jnp.any(state.alive) & ((next_prompt >= Q) | ~enough_free)
+  def narrowed(carry, rows):
+    """The same with `rows` slots, all that are alive among them."""
+    next_prompt, state, cache, written = carry
+    kept = jnp.argsort(~state.alive)[:rows]
+    state, cache = jax.tree.map(lambda x: x[kept] if x.ndim else x, (state, cache))
+    return next_prompt, state, cache, written
+
+  def decode(carry, rest):
+    """Until a part of the slots is free for prompts that wait, or no more than `rest` are alive."""
+    enough = lambda next_prompt: jnp.where(next_prompt < Q, slots - together, rest)
+    busy = lambda carry: jnp.sum(carry[1].alive) > enough(carry[0])
+    return jax.lax.while_loop(busy, step, carry)
 
   zeros = jnp.zeros(slots, jnp.int32)
   carry = (
@@ -129,9 +142,12 @@ def generate_refilled(
     model.init_cache(slots, P + N),
     Written(jnp.zeros((Q, N), jnp.int32), jnp.zeros((Q, N)), jnp.zeros((Q, N)), jnp.zeros(Q, bool)),
   )
+  # Rows of several devices stay where they are.
+  halvings = HALVINGS if sharding.shards_in_scope() == 1 else 0
+  widths = [slots >> i for i in range(1, halvings + 1) if slots >> i] + [0]
   waiting = lambda carry: carry[0] < Q
-  carry = jax.lax.while_loop(
-    waiting, lambda carry: jax.lax.while_loop(busy, step, refill(carry)), carry
-  )
+  carry = jax.lax.while_loop(waiting, lambda carry: decode(refill(carry), widths[0]), carry)
+  for rows, rest in itertools.pairwise(widths):
+    carry = decode(narrowed(carry, rows), rest)
   written = carry[-1]
   return generation(prompts, segments, written.tokens, written.logps, written.mask, written.stopped)

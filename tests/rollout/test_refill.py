@@ -83,11 +83,18 @@ def test_slots_may_be_spread_over_devices():
   assert_same(jax.device_get(spread), jax.device_get(together))
 
 
+def test_as_many_slots_as_prompts_write_the_same_though_fewer_and_fewer_decode():
+  model, weights = model_and_weights(LLAMA)
+  limits = 1 + np.arange(Q) * 5 % 9
+  together = write(model, weights, SETTINGS, 0, limits)
+  assert_same(write(model, weights, SETTINGS, Q, limits), together)
+
+
 def test_a_short_response_does_not_wait_for_the_longest():
   steps = []
 
   def decode_step(params, token, cache):
-    jax.debug.callback(lambda: steps.append(1))
+    jax.debug.callback(lambda: steps.append(len(token)))
     return jnp.zeros((len(token), 2)), cache
 
   model = LanguageModel(
@@ -107,12 +114,15 @@ def test_a_short_response_does_not_wait_for_the_longest():
     written = write(model, {}, dataclasses.replace(SETTINGS, stop_tokens=()), slots, limits)
     np.testing.assert_array_equal(lengths(written), limits)
     jax.effects_barrier()
-    return len(steps)
+    return steps
 
   limits = np.array([9] + [2] * 8 + [1] * 3)
   programs = run._cache_size()
   # The first slot writes nine tokens, meanwhile the other the rest: a prompt's first token needs no step.
-  assert decoded(limits, 2) == 8
-  assert decoded(np.full(Q, 5), 2) == 24  # six rounds of four
+  assert decoded(limits, 2) == [2] * 8
+  assert decoded(np.full(Q, 5), 2) == [2] * 24  # six rounds of four
   assert run._cache_size() == programs + 1
-  assert decoded(limits, 0) == 8
+  assert decoded(limits, 0) == [Q] * 8
+  # Half of the rows decode alone when the other half has ended.
+  limits = np.array([9, 8, 7, 6, 5, 5, 4, 4, 3, 3, 2, 2])
+  assert decoded(limits, Q) == [12] * 3 + [6] * 2 + [3] * 2 + [1]
