@@ -27,11 +27,15 @@ def attend(q: Array, k: Array, v: Array, mask: Array, dtype: str) -> Array:
   K = k.shape[1]
   q = q.reshape(B, K, H // K * T, C) * C**-0.5
   k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-  if q.shape[2] == 1 and sharding.platform() == "cpu":
-    # A CPU's compiler (jax 0.10.2) multiplies one row in float32 alone, and converts all keys for it; so there are two.
-    q = jnp.repeat(q, 2, axis=2)
-    return _attend(q, k, v, mask, dtype)[:, :, :1].reshape(B, H, T, C)
-  return _attend(q, k, v, mask, dtype).reshape(B, H, T, C)
+  rows = q.shape[2]
+  if T == 1 and sharding.platform() == "cpu":
+    # A CPU's compiler (jax 0.10.2) multiplies one row in float32 alone, with keys as they lie; for several it lays them anew first,
+    # and for one in bfloat16 converts them all.
+    if dtype == "float32":
+      alone = [_attend(q[:, :, i : i + 1], k, v, mask, dtype) for i in range(rows)]
+      return jnp.concatenate(alone, axis=2).reshape(B, H, T, C)
+    q = jnp.repeat(q, 2, axis=2) if rows == 1 else q
+  return _attend(q, k, v, mask, dtype)[:, :, :rows].reshape(B, H, T, C)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
