@@ -71,6 +71,17 @@ def test_a_single_query_of_a_key_head_gives_the_same(dtype, atol):
   assert_same(ours, both(lambda *x: plainly(*x, mask), q, k, v, g), atol)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a CPU's compiler chose so")
+@pytest.mark.parametrize("dtype, rows", [("float32", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize("heads", [K, H])
+def test_a_decoding_step_multiplies_as_many_queries_as_a_cpu_is_quick_with(heads, dtype, rows):
+  q, k, v, _ = inputs(1, 6)
+  attended = lambda q: attend.attend(q, k, v, jnp.ones((B, 1, 6), bool), dtype)
+  compiled = jax.jit(attended).lower(q[:, :heads]).as_text()
+  products = re.findall(r"dot_general.*: \(tensor<(\w+)x\w+>", compiled)
+  assert {tuple(shape.split("x")[:3]) for shape in products} == {(str(B), str(K), str(rows))}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_a_cache_holds_elsewhere_is_left_as_it_was_and_new_is_rounded(dtype):
   stored = jax.random.normal(jax.random.key(0), (B, K, 9, C)).astype(dtype)
