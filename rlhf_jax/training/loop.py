@@ -148,7 +148,10 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stop_signals():
-  """Within, SIGTERM and SIGINT only ask for a stop at the end of the step. Main thread only."""
+  """Within, SIGTERM and SIGINT only ask for a stop at the end of the step; one that came too late for it is raised again.
+
+  Main thread only.
+  """
   stop = _Stop()
 
   def ask(number, frame):
@@ -163,6 +166,8 @@ def _stop_signals():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+  if stop.requested:  # while the last step was saved
+    signal.raise_signal(stop.requested)
 
 
 def _assert_finite(scalars, step: int, stage: str, ids, checkpoints: Checkpoints) -> None:
