@@ -1,7 +1,8 @@
 #!/bin/bash
 # Trains on the GPUs of several nodes under SLURM, and queues itself again until it has finished:
 #
-#   sbatch --nodes=2 cluster/slurm.sh --config=experiments/llama.py --workdir=/shared/runs/llama --config.mesh.data=-1
+#   sbatch --nodes=2 cluster/slurm.sh --config=experiments/llama.py:8b_dpo --workdir=/shared/runs/llama --config.mesh.data=-1 \
+#     --config.model.source=/shared/llama --config.data.sft=/shared/texts.jsonl --config.data.feedback=/shared/pairs.jsonl
 #
 # Arguments are those of `rlhf-jax train`. One task runs on each GPU, and jax.distributed finds the others by itself. The
 # options below are defaults, which options of sbatch overrule; a cluster with other than 8 GPUs a node changes two.
@@ -26,7 +27,8 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/rlhf
 
 # Every task sees all GPUs of its node, of which JAX takes the one with its own number. A task that ends early ends the others
 # by itself, and all of them only after they have saved: SLURM need not kill them.
-srun --kill-on-bad-exit=0 "$RLHF_JAX" train "$@"
+# SLURM 22.05 to 23.02 gives tasks one core unless srun is told again.
+srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$RLHF_JAX" train "$@"
 code=$?
 
 if [ "$code" -eq 143 ]; then

@@ -1,11 +1,12 @@
 """Llama 3.1 and 3.2 shapes on pods of TPUs: DPO of the whole model, or PPO with LoRA.
 
     rlhf-jax plan --config=experiments/llama.py:8b_dpo --topology=v5e:4x4
-    rlhf-jax train --config=experiments/llama.py:8b_dpo --workdir=runs/llama --config.mesh.fsdp=256 --config.model.source=FOLDER \\
-        --config.data.feedback=pairs.jsonl
+    rlhf-jax train --config=experiments/llama.py:1b_dpo --workdir=runs/llama --config.model.source=FOLDER \\
+        --config.data.sft=texts.jsonl --config.data.feedback=pairs.jsonl
 
 After the colon stands a size, 1b, 8b or 70b, and an algorithm, dpo or ppo_lora. The mesh is that of 16 chips; docs/plan.md says which
-other chips each fits, what a step takes of them at least, and with which options. Weights are random until `model.source` names a
+other chips each fits, what a step takes of them at least, and with which options; on more chips lower every stage's `accumulate`, so that
+`batch_size` / `accumulate` divides over them. Weights are random until `model.source` names a
 folder of Hugging Face. DPO learns from people's pairs, PPO from the reward model that the run trains on them.
 """
 

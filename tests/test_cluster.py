@@ -2,9 +2,13 @@
 
 import argparse
 import importlib.util
+import json
 import math
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,3 +115,81 @@ def test_what_a_signal_stopped_starts_again_and_what_failed_does_not(ray_jobs, t
   with pytest.raises(RuntimeError, match="exit code 1") as failed:
     run("raise SystemExit(1)")
   assert not isinstance(failed.value, ray_jobs.Stopped)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child")
+def test_a_training_ends_with_the_worker_that_started_it(tmp_path):
+  child = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
+  worker = f"import sys; sys.path.insert(0, {str(CLUSTER)!r}); import ray_jobs; "
+  worker += f"ray_jobs.train([sys.executable, '-c', {child!r}], {str(tmp_path)!r})"
+  process = subprocess.Popen([sys.executable, "-c", worker])
+  pid = tmp_path / "pid"
+  wait_for(lambda: pid.exists() and pid.read_text())
+  process.kill()
+  process.wait()
+  wait_for(lambda: not running(int(pid.read_text())))
+
+
+def wait_for(condition):
+  for _ in range(300):
+    if condition():
+      return
+    time.sleep(0.1)
+  raise AssertionError("not within 30 s")
+
+
+def running(pid: int) -> bool:
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+  except FileNotFoundError:
+    return False
+  return state != "Z"
+
+
+SMALL = dict(
+  vocab_size=257,
+  hidden_size=64,
+  intermediate_size=64,
+  num_hidden_layers=1,
+  num_attention_heads=16,
+  num_key_value_heads=16,
+)
+BEGIN = """
+import sys
+from rlhf_jax.cli import main
+from rlhf_jax.training import experiment
+
+def begin(setup):
+  print("begun on", setup.mesh.size)
+  raise SystemExit(0)
+
+experiment.stages.sft = begin
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+  ("file", "devices"),
+  [("slurm.sh", 16), ("tpu_vm.sh", 16), ("jobset_gpu.yaml", 16), ("jobset_tpu.yaml", 32)],
+)
+def test_what_they_ask_for_begins_on_as_many_devices(file, devices, tmp_path):
+  """With a small model and a few texts in place of what a cluster has."""
+  asked = re.findall(r"--config[\w.]*=[\w/:.-]+", (CLUSTER / file).read_text())
+  texts = [dict(prompt="ask", response=f"{i} " * 450) for i in range(100, 400)]
+  pairs = [dict(prompt="ask", chosen=f"yes {i}", rejected=f"no {i}") for i in range(300)]
+  for name, rows in (("texts", texts), ("pairs", pairs)):
+    (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+  asked = [arg.replace("/shared", str(tmp_path)) for arg in asked if "model.source" not in arg]
+  asked = [arg for arg in asked if arg != "--config=FILE"]  # of a line on usage
+  assert any("data.sft" in arg for arg in asked) and any("data.feedback" in arg for arg in asked)
+  small = [f"--config.model.random.{name}={value}" for name, value in SMALL.items()]
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  done = subprocess.run(
+    [sys.executable, "-c", BEGIN, "train", f"--workdir={tmp_path / 'run'}", *asked, *small],
+    cwd=CLUSTER.parent,
+    env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert f"begun on {devices}" in done.stdout, done.stderr
