@@ -51,9 +51,7 @@ def a2c_advantages(seen: reinforce.Seen, config: Config, extra) -> tuple[Array, 
 def a2c_loss(logps: Array, batch: reinforce.Batch, config: Config) -> tuple[dict, dict]:
   """−A log π; the mean over tokens."""
   mask = batch.sequences.response_mask
-  ratio = jnp.exp(logps - batch.old_logps)
-  term = stats.masked_sum(-batch.advantages * logps, mask)
-  return {"policy": term}, {"policy/ratio": stats.masked_sum(ratio, mask)}
+  return {"policy": stats.masked_sum(-batch.advantages * logps, mask)}, {}
 
 
 def value_loss(values: Array, batch: reinforce.Batch, config: Config) -> tuple[dict, dict]:

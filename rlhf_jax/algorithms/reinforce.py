@@ -89,6 +89,13 @@ class Common(Scored):
         f"{where}.importance_low={self.importance_low} is not below importance_high={self.importance_high}; no weight would "
         "be between them."
       )
+    for rule in ("stop_kl", "stop_ratio"):
+      limit = getattr(self, rule)
+      if limit is not None and self.epochs * self.minibatches == 1:
+        raise ValueError(
+          f"{where}.{rule}={limit} has no effect on the only update of a batch; raise {where}.epochs or {where}.minibatches, "
+          "or leave it out."
+        )
 
 
 @hyperparameters
@@ -167,11 +174,8 @@ def reinforce_advantages(seen: Seen, config: Config, extra) -> tuple[Array, dict
 
 def reinforce_loss(logps: Array, batch: Batch, config: Config) -> tuple[dict, dict]:
   """−A log π, summed over each answer's tokens; the mean over answers."""
-  losses = -batch.advantages * logps
-  mask = batch.sequences.response_mask
-  ratio = jnp.exp(logps - batch.old_logps)
-  term = policy_gradients.AGGREGATIONS["sum"](losses, mask, None)
-  return {"policy": term}, {"policy/ratio": stats.masked_sum(ratio, mask)}
+  losses, mask = -batch.advantages * logps, batch.sequences.response_mask
+  return {"policy": policy_gradients.AGGREGATIONS["sum"](losses, mask, None)}, {}
 
 
 def make(policy: Policy) -> Algorithm:
@@ -252,6 +256,8 @@ def make_by(
     if config.entropy_coef is not None:
       terms["entropy"] = stats.masked_sum(-config.entropy_coef * new.entropy, mask)
     metrics["policy/entropy"] = stats.masked_sum(new.entropy, mask)
+    if "policy/ratio" not in metrics:  # a loss that clips ratios says its own
+      metrics["policy/ratio"] = stats.masked_sum(jnp.exp(logps - batch.old_logps), mask)
     # KL(old || new) from samples of old: k3 with the roles exchanged.
     metrics["policy/approx_kl"] = stats.masked_sum(kl.kl_k3(batch.old_logps, logps), mask)
     return terms, metrics

@@ -585,6 +585,19 @@ def test_packing_changes_nothing(name):
   assert_same(learned(name, CASES[name].batch(PLAIN), packed=True), plainly(name))
 
 
+def test_what_may_end_the_updates_of_a_batch_is_measured(name):
+  case = CASES[name]
+  if not hasattr(case.config, "stop_kl"):
+    pytest.skip("has no rule that ends updates")
+  state = initial(name)
+
+  def measured(batch):
+    batch, _ = case.algorithm.annotate(state.params, FROZEN, batch, case.config, state.extra)
+    return case.algorithm.loss(state.params, FROZEN, batch, case.config, state.extra)[1]
+
+  assert set(step.STOP_RULES.values()) <= jax.eval_shape(measured, case.batch(PLAIN)).keys()
+
+
 # The log-probabilities of a batch, each with the sequences that it belongs to.
 BELONGS = {
   "ref_chosen_logps": "chosen",
