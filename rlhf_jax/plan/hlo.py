@@ -101,7 +101,7 @@ class Module:
     self.computations, self.entry = _parse(text)
     self.turns = 1
 
-  def costs(self, turns: int = 1) -> Costs:
+  def costs(self, turns: float = 1) -> Costs:
     """Of one call; loops of unknown length take `turns`."""
     self.turns = turns
     return self._of_computation(self.entry, [])

@@ -8,13 +8,13 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 
-def flops(jaxpr: core.Jaxpr, turns: int = 1) -> float:
+def flops(jaxpr: core.Jaxpr, turns: float = 1) -> float:
   """Of what `jaxpr` needs for its results; loops of unknown length take `turns`, and of several branches the dearest counts."""
   needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return _all_flops(needed, turns)
 
 
-def _all_flops(jaxpr: core.Jaxpr, turns: int) -> float:
+def _all_flops(jaxpr: core.Jaxpr, turns: float) -> float:
   total = 0.0
   for equation in jaxpr.eqns:
     name, inner = equation.primitive.name, _inner(equation.params)

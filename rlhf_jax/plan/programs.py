@@ -14,6 +14,7 @@ import numpy as np
 
 from rlhf_jax import sharding
 from rlhf_jax.plan import abstract
+from rlhf_jax.rollout import refill
 from rlhf_jax.training import (
   offline,
   online,
@@ -43,7 +44,7 @@ class Program(NamedTuple):
   arguments: tuple  # shapes on the mesh
   holds: dict[str, Any]  # the trees among the arguments, by what they are for
   beside: dict[str, Any]  # trees that are on the devices meanwhile
-  turns: int = 1  # of its loops of unknown length, at most
+  turns: float = 1  # of each of its loops of unknown length
   cache: Any = None  # of keys and values, which the program makes for itself
 
 
@@ -133,6 +134,7 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, fro
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
   arguments = (shapes(params), shapes(frozen), *asked, setup.sampling)
   rollout, _ = jax.eval_shape(collect, *arguments, **mixed)
+  slots = setup.sampling.slots if 0 < setup.sampling.slots <= len(rows) else len(rows)
   state = init_state(setup.key(stage), params, algorithm, tx, config)
   made.append(
     Program(
@@ -141,9 +143,9 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, fro
       arguments,
       {PARAMETERS: arguments[0], FROZEN: arguments[1], BATCH: asked},
       {OPTIMIZER: _placed(setup, optim, state).opt_state},
-      turns=setup.sampling.max_new_tokens - 1,
+      turns=refill.turns(len(rows), setup.sampling, sharding.data_shards(setup.mesh)),
       cache=jax.eval_shape(
-        lambda: setup.model.init_cache(len(rows), asked[0].shape[1] + setup.sampling.max_new_tokens)
+        lambda: setup.model.init_cache(slots, asked[0].shape[1] + setup.sampling.max_new_tokens)
       ),
     )
   )

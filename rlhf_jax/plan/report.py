@@ -98,7 +98,7 @@ def _measure(report: Report, program: Program, executable) -> None:
     report.cache = _cache(program.cache, module)
   for loop in report.costs.unknown:
     report.warnings.append(
-      f"a loop of unknown length counts as {program.turns} turns, the most there can be: {loop}"
+      f"a loop of unknown length counts as {program.turns:.4g} turns, with which all answers are as long as they may be: {loop}"
     )
   if module.recomputed():
     report.warnings.append(

@@ -142,12 +142,28 @@ def generate_refilled(
     model.init_cache(slots, P + N),
     Written(jnp.zeros((Q, N), jnp.int32), jnp.zeros((Q, N)), jnp.zeros((Q, N)), jnp.zeros(Q, bool)),
   )
-  # Rows of several devices stay where they are.
-  halvings = HALVINGS if sharding.shards_in_scope() == 1 else 0
-  widths = [slots >> i for i in range(1, halvings + 1) if slots >> i] + [0]
-  waiting = lambda carry: carry[0] < Q
-  carry = jax.lax.while_loop(waiting, lambda carry: decode(refill(carry), widths[0]), carry)
+  widths = [*_narrower(slots, sharding.shards_in_scope()), 0]
+  once = lambda _, carry: decode(refill(carry), widths[0])
+  carry = jax.lax.fori_loop(0, -(-Q // together), once, carry)
   for rows, rest in itertools.pairwise(widths):
     carry = decode(narrowed(carry, rows), rest)
   written = carry[-1]
   return generation(prompts, segments, written.tokens, written.logps, written.mask, written.stopped)
+
+
+def _narrower(slots: int, shards: int) -> list[int]:
+  """How many slots decode once the queue is empty. Rows of several devices stay where they are."""
+  halvings = HALVINGS if shards == 1 else 0
+  return [slots >> i for i in range(1, halvings + 1) if slots >> i]
+
+
+def turns(prompts: int, settings: Sampling, shards: int) -> float:
+  """How often each decoding loop of `write` turns, one like another, where every response is as long as it may be.
+
+  `shards` are those of the data.
+  """
+  steps, slots = settings.max_new_tokens - 1, settings.slots
+  if not 0 < slots <= prompts:
+    return steps
+  refills = -(-prompts // -(-slots // PARTS))
+  return steps * prompts / (refills * slots + sum(_narrower(slots, shards)))
