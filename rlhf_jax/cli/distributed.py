@@ -18,7 +18,7 @@ def add_options(parser) -> None:
   parser.add_argument(
     "--distributed",
     action="store_true",
-    help="one process of several, as a TPU pod or Kubernetes tells it; SLURM and Open MPI need no option",
+    help="one process of several, as a TPU pod or Kubernetes tells it; SLURM and Open MPI 4 need no option",
   )
   parser.add_argument(
     "--coordinator",
@@ -48,6 +48,12 @@ def join(args: argparse.Namespace) -> None:
     )
   if not (any(given) or args.distributed or started_as_several(os.environ)):
     return
+  if not (any(given) or args.distributed) and by_a_silent_mpirun(os.environ):
+    raise UsageError(
+      "this mpirun does not say where its first process is, as Open MPI 4 does and 5 does not.",
+      "Say so yourself: mpirun ... sh -c 'rlhf-jax ... --coordinator=HOST:8476 --processes=$OMPI_COMM_WORLD_SIZE "
+      "--process=$OMPI_COMM_WORLD_RANK', or start with srun.",
+    )
   import jax
 
   if jax.distributed.is_initialized():
@@ -62,8 +68,16 @@ def join(args: argparse.Namespace) -> None:
 
 def started_as_several(environ: Mapping[str, str]) -> bool:
   """Whether srun or mpirun has started this process as one of several."""
-  by_slurm = "SLURM_STEP_NODELIST" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1
-  return by_slurm or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+  return _by_slurm(environ) or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+
+
+def by_a_silent_mpirun(environ: Mapping[str, str]) -> bool:
+  """Whether it was mpirun, and JAX cannot find the others by what it has set."""
+  return not _by_slurm(environ) and "OMPI_MCA_orte_hnp_uri" not in environ
+
+
+def _by_slurm(environ: Mapping[str, str]) -> bool:
+  return "SLURM_STEP_NODELIST" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1
 
 
 @contextmanager

@@ -29,7 +29,10 @@ def reference_logps(setup: Setup, frozen: Params, wanted: Iterable[Example]) -> 
   """A function from any of `wanted` to log π_ref of its tokens, float32[tokens], at temperature 1."""
   path = setup.shared / "reference" / f"{_fingerprint(frozen)}.npz"
   known = _load(path)
-  missing = {_digest(e): e for e in wanted if _digest(e) not in known}
+  asked = {_digest(e): e for e in wanted}
+  # They compute together, also where a network's disk shows the file to some of them only.
+  lacking = set().union(*processes.gather([d for d in asked if d not in known]))
+  missing = {d: e for d, e in asked.items() if d in lacking}
   if missing:
     known |= _compute(setup, frozen, missing)
     if processes.is_first():
