@@ -99,7 +99,8 @@ def _coerce(value, hint, where: str):
     return int(value)
   plain = [typing.get_origin(k) or k for k in kinds]
   if tuple in plain and isinstance(value, (list, tuple)):
-    return tuple(value)
+    of_one = typing.get_args(kinds[plain.index(tuple)])[0]
+    return tuple(_coerce(v, of_one, f"{where}[{i}]") for i, v in enumerate(value))
   if any(isinstance(value, k) and (k is not int or not isinstance(value, bool)) for k in plain):
     return value
   names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)

@@ -439,6 +439,11 @@ option("ppo.learning_rate", float("inf"), "ppo.learning_rate=inf should be a fin
 option("ppo.clip_epz", 0.2, "ppo.clip_epz is not an option; did you mean clip_eps")
 option("ppo.temperature", 0.7, "ppo.temperature is not an option; set rollout.temperature")
 option("ppo.truncation", "cut", "ppo.truncation='cut' is not one of 'score', 'fixed_score'")
+option(
+  "ppo",
+  dict(steps=1, prompts=2, epochs=1, stop_kl=0.1),
+  "ppo.stop_kl=0.1 has no effect on the only update of a batch; raise ppo.epochs or ppo.minibatches",
+)
 option("dpo.beta", 0, "dpo.beta=0.0 should be greater than 0")
 option("dpo.label_smoothing", 0.5, "dpo.label_smoothing=0.5 should be less than 0.5")
 option("dpo.loss_type", "ipoo", "dpo.loss_type='ipoo' is not one of 'sigmoid', 'robust', 'aot'")
@@ -449,6 +454,19 @@ option("sft.schedule", "cos", "sft.schedule='cos' is not one of", "'cosine'")
 option("reward_model.batch_size", 2.5, "reward_model.batch_size=2.5 should be a int")
 option("rollout.temperature", 0, "rollout.temperature=0.0 should be greater than 0")
 option("rollout.top_p", 1.5, "rollout.top_p=1.5 should be at most 1")
+option(
+  "rollout.min_new_tokens",
+  9,
+  "rollout.min_new_tokens=9 exceeds rollout.max_new_tokens=8; lower it",
+)
+option("rollout.stop_tokens", ("</s>",), "rollout.stop_tokens[0]='</s>' should be a int")
+option("rollout.stop_tokens", [[2, 3]], "rollout.stop_tokens[0]=[2, 3] should be a int")
+option("rollout.stop_tokens", (257,), "rollout.stop_tokens has 257", "tokens are 0 to 256")
+option(
+  "model",
+  dict(source="random", random=MODEL, remat_policy="dots_saveable"),
+  "model.remat_policy='dots_saveable' has no effect without model.remat=True; set it",
+)
 option("rollout.top_k", 5, "rollout.top_k", "ratios would be wrong; leave them off in training")
 option("rollout.greedy", True, "greedy", "ratios would be wrong; leave them off in training")
 option("lora.rank", -1, "lora.rank=-1 should be at least 0")
@@ -472,7 +490,8 @@ option("rewards.terms", ("format",), "which goes by rewards.format_pattern; set 
 option("rewards.length_target", 9, "rewards.length_target has no effect", "leave it out")
 option("rewards", dict(terms=("format",), format_pattern="("), "'(' is not a regular expression")
 option("rewards.weights", (1, 2), "rewards.weights has 2 numbers for 1 terms")
-option("rewards.weights", ("1",), "rewards.weights has '1', which is not a finite number")
+option("rewards.weights", ("1",), "rewards.weights[0]='1' should be a float")
+option("rewards.weights", (float("nan"),), "rewards.weights has nan, which is not a finite number")
 option("rewards.timeout", 0, "rewards.timeout=0.0 should be greater than 0")
 option("stages", ("sft", "policy"), "ppo needs a reward model: add reward_model to config.stages")
 option("rollouts", {}, "config.rollouts is not a section; did you mean rollout")

@@ -17,6 +17,7 @@ def add_options(parser) -> None:
 
 def load(args: argparse.Namespace, dtype: str | None = None):
   """The `restore.TextModel` that the options name; its matrix products of `dtype`, if given."""
+  from rlhf_jax.data import chat
   from rlhf_jax.models import registry
   from rlhf_jax.rollout.generate import Sampling
   from rlhf_jax.training import restore
@@ -34,12 +35,11 @@ def load(args: argparse.Namespace, dtype: str | None = None):
     model = registry.language_model(found.model.config, dtype=dtype)
     return found._replace(model=model, dtype=dtype)
   config, params, tokenizer = load.load(args.model)
-  end = tokenizer.eos_token_id
   dtype = dtype or "float32"
   return restore.TextModel(
     registry.language_model(config, dtype=dtype),
     params,
     tokenizer,
-    Sampling(stop_tokens=() if end is None else (end,)),
+    Sampling(stop_tokens=chat.ends(tokenizer)),
     dtype,
   )

@@ -29,10 +29,13 @@ def plain(tokenizer: PreTrainedTokenizerFast, prompt: str, response: str) -> Tok
   The two texts are tokenized apart, as they are when a policy continues the prompt.
   """
   head = plain_prompt(tokenizer, prompt)
-  body = tokenizer(response, add_special_tokens=False).input_ids
-  if tokenizer.eos_token_id is not None:
-    body = [*body, tokenizer.eos_token_id]
+  body = [*tokenizer(response, add_special_tokens=False).input_ids, *ends(tokenizer)]
   return Tokenized([*head, *body], [0] * len(head) + [1] * len(body))
+
+
+def ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+  """The tokens that end an answer: the end mark, or none where the tokenizer has none."""
+  return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
 def plain_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:

@@ -120,7 +120,7 @@ def model(source: str, *, batch_size: int, longest: int = 1024) -> Callable[[lis
   family, params, tokenizer = load.load(source)
   language_model = registry.language_model(family, dtype="bfloat16")
   weights = decoder.cast_for_decoding(params, "bfloat16")
-  settings = Sampling(max_new_tokens=8, greedy=True, stop_tokens=(tokenizer.eos_token_id,))
+  settings = Sampling(max_new_tokens=8, greedy=True, stop_tokens=chat.ends(tokenizer))
   run = jax.jit(generate, static_argnums=0)
 
   def ask(requests: list[str]) -> list[str]:

@@ -29,6 +29,12 @@ class Sampling:
   # How many rows decode at a time, each going on with the next prompt when its response has ended; 0 is all of a batch.
   slots: int = option(0, at_least=0)
 
+  def assert_sound(self, where: str) -> None:
+    if self.min_new_tokens > self.max_new_tokens:
+      raise ValueError(
+        f"{where}.min_new_tokens={self.min_new_tokens} exceeds {where}.max_new_tokens={self.max_new_tokens}; lower it."
+      )
+
   @property
   def truncates(self) -> bool:
     """Whether samples come from another distribution than softmax(logits / temperature)."""
@@ -41,7 +47,8 @@ class Generation:
   """Prompts and what followed them, T = P + max_new_tokens; prompts end at column P − 1."""
 
   sequences: Sequences
-  logps: Array  # float32[B, T], of each response token under the distribution it was drawn from
+  # float32[B, T], of each response token under the distribution it was drawn from; greedy, the one that it is the mode of.
+  logps: Array
   truncated: Array  # bool[B], True where max_new_tokens came before a stop token
 
 
@@ -146,8 +153,7 @@ def left_pad(prompts: list[list[int]], width: int | None = None) -> tuple[np.nda
 
   Raises ValueError for an empty prompt or one longer than `width`.
   """
-  longest = max(map(len, prompts))
-  width = longest if width is None else width
+  width = max(map(len, prompts), default=0) if width is None else width
   tokens = np.zeros((len(prompts), width), np.int32)
   mask = np.zeros((len(prompts), width), np.float32)
   for row, prompt in enumerate(prompts):

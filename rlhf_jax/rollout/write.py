@@ -15,7 +15,7 @@ from rlhf_jax.types import LanguageModel, Params
 
 class Answer(NamedTuple):
   tokens: list[int]  # the stop token included
-  logp: float  # summed over them, under the distribution they were drawn from
+  logp: float  # summed over them, under the distribution they were drawn from, or are the mode of
   truncated: bool  # max_new_tokens came before a stop token
 
 
@@ -30,10 +30,12 @@ def write(
 ) -> Iterator[Answer]:
   """An answer to each of `prompts`, in order, a batch at a time; it depends on seed, prompt and place.
 
-  `weights` are whole and may be cast for decoding. Raises ValueError for a prompt that is empty or
-  leaves no room to answer.
+  `weights` are whole and may be cast for decoding. Raises ValueError for a prompt that is empty,
+  leaves no room to answer, or holds what is no token of the model.
   """
-  _assert_room(model, prompts, settings)
+  if not prompts:
+    return
+  _assert_answerable(model, prompts, settings)
   write_batch = jax.jit(refill.write, static_argnums=0)
   weights = jax.device_put(weights)
   keys = jax.random.split(jax.random.key(seed), len(prompts))
@@ -49,8 +51,8 @@ def write(
       yield Answer(chosen[i], float(written.logps[i].sum()), bool(written.truncated[i]))
 
 
-def _assert_room(model: LanguageModel, prompts, settings: Sampling) -> None:
-  limit = model.config.max_positions
+def _assert_answerable(model: LanguageModel, prompts, settings: Sampling) -> None:
+  limit, vocab_size = model.config.max_positions, model.config.vocab_size
   for number, prompt in enumerate(prompts, start=1):
     if not prompt:
       raise ValueError(f"prompt {number} is empty; give at least one token.")
@@ -58,4 +60,9 @@ def _assert_room(model: LanguageModel, prompts, settings: Sampling) -> None:
       raise ValueError(
         f"prompt {number} of {len(prompt)} tokens and an answer of {settings.max_new_tokens} exceed "
         f"the model's {limit} positions; shorten the prompt or lower max_new_tokens."
+      )
+    strange = [token for token in prompt if not 0 <= token < vocab_size]
+    if strange:
+      raise ValueError(
+        f"prompt {number} holds token {strange[0]} and the model knows {vocab_size}; use the model's own tokenizer."
       )

@@ -97,8 +97,7 @@ class Settings:
         f"{where}.weights has {len(self.weights)} numbers for {len(self.terms)} terms; give one a term, or none."
       )
     for weight in self.weights:
-      number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-      if not number or not math.isfinite(weight):
+      if not math.isfinite(weight):
         raise ValueError(f"{where}.weights has {weight!r}, which is not a finite number.")
     options = {"format": "format_pattern", "length": "length_target"}
     for term, field in options.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import algorithms, sharding
 from rlhf_jax.config import from_dict, hyperparameters, option, suggest
-from rlhf_jax.data import tasks, tokenize
+from rlhf_jax.data import chat, tasks, tokenize
 from rlhf_jax.data.bytes import byte_pair_tokenizer, byte_tokenizer
 from rlhf_jax.models import decoder, lora, products, quantize, registry
 from rlhf_jax.models.policy import as_probability, make_policy, make_scorer
@@ -46,6 +46,12 @@ class Model:
   remat: bool = False  # recompute each block in the backward pass, but for what the policy keeps
   remat_policy: str = option("nothing_saveable", choices=tuple(POLICIES))
   scan: bool = False
+
+  def assert_sound(self, where: str) -> None:
+    if self.remat_policy != "nothing_saveable" and not self.remat:
+      raise ValueError(
+        f"{where}.remat_policy={self.remat_policy!r} has no effect without {where}.remat=True; set it, or leave the policy out."
+      )
 
 
 @hyperparameters
@@ -228,9 +234,14 @@ def described(
   )
   sampling = from_dict(
     Sampling,
-    {"stop_tokens": (tokenizer.eos_token_id,), **config["rollout"]},
+    {"stop_tokens": chat.ends(tokenizer), **config["rollout"]},
     where="rollout",
   )
+  for token in sampling.stop_tokens:
+    if not 0 <= token < family_config.vocab_size:
+      raise ValueError(
+        f"rollout.stop_tokens has {token}, and the model's tokens are 0 to {family_config.vocab_size - 1}."
+      )
   sharding.assert_divides("rollout.slots", sampling.slots, mesh)
   held_out = data.held_out_tokens if data.source == "reviews" else 0
   longest = max(data.prompt_tokens + sampling.max_new_tokens, data.max_tokens, held_out)

@@ -15,6 +15,7 @@ from chat_tokenizer import (
 from tokenizers import processors
 
 from rlhf_jax.data import chat
+from rlhf_jax.data.bytes import byte_tokenizer
 
 
 def test_every_assistant_turn_is_marked_with_its_end(tokenizer):
@@ -166,3 +167,11 @@ def test_plain_rows_begin_as_the_tokenizer_does(tokenizer):
   row = chat.plain(tokenizer, "a", "b")
   assert tokenizer.convert_ids_to_tokens(row.tokens) == ["<bos>", "a", "b", "<eos>"]
   assert row.response_mask == [0, 0, 1, 1]
+
+
+def test_a_tokenizer_without_an_end_mark_ends_no_answer():
+  tokenizer = byte_tokenizer()
+  assert chat.ends(tokenizer) == (tokenizer.eos_token_id,)
+  tokenizer.eos_token = None
+  assert chat.ends(tokenizer) == ()
+  assert chat.plain(tokenizer, "a", "b").tokens == tokenizer("ab").input_ids

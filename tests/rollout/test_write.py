@@ -53,10 +53,20 @@ def test_an_answer_carries_the_learners_log_probability(weights):
 
 
 @pytest.mark.parametrize(
-  ("prompt", "message"), [([], "prompt 2 is empty"), ([1] * 34, "34 tokens .* 40 positions")]
+  ("prompt", "message"),
+  [
+    ([], "prompt 2 is empty"),
+    ([1] * 34, "34 tokens .* 40 positions"),
+    ([1, 13], "prompt 2 holds token 13 and the model knows 13"),
+    ([-1, 1], "prompt 2 holds token -1 and"),
+  ],
 )
-def test_prompts_without_room_are_refused_by_number(weights, prompt, message):
+def test_prompts_that_no_answer_can_follow_are_refused_by_number(weights, prompt, message):
   with pytest.raises(ValueError, match=message):
     list(write(MODEL, weights, [[1], prompt], SETTINGS, seed=0))
   fits = dataclasses.replace(SETTINGS, max_new_tokens=6)
   assert len(list(write(MODEL, weights, [[1], [1] * 34], fits, seed=0))) == 2
+
+
+def test_no_prompts_have_no_answers(weights):
+  assert list(write(MODEL, weights, [], SETTINGS, seed=0)) == []
