@@ -4,8 +4,8 @@ Padding may lie on either side and rows may be packed, since a query sees the ke
 segment that stand before it, and nothing is read from the tokens themselves.
 
 The canonical parameter tree has a subtree per layer, `layers_0`, `layers_1`, ...; `stack_layers`
-gives the form that `scan` runs over, {"layers": [L, ...]}, and `unstack_layers` leads back. Every
-function here takes either.
+gives the form that `scan` runs over, {"layers": [L, ...]}, and `unstack_layers` leads back. The
+functions of a `LanguageModel` take either.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
+
 Array = jax.Array
 
 QUERIES = 16  # the fewest that a tensor core takes
@@ -31,12 +33,12 @@ def available(q: Array, dtype: str, decoding: bool) -> bool:
   return dtype == "bfloat16" and fits and _has_tensor_cores()
 
 
-@functools.cache
 def _has_tensor_cores() -> bool:
   """bfloat16 ones, which came with compute capability 8.0."""
-  if jax.default_backend() != "gpu":
+  if sharding.platform() != "gpu":
     return False
-  major, _, _ = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")
+  device = jax.local_devices(backend="gpu")[0]
+  major, _, _ = str(getattr(device, "compute_capability", "")).partition(".")
   return major.isdigit() and int(major) >= 8
 
 

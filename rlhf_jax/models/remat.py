@@ -9,7 +9,7 @@
     dots_saveable                       and attention's scores
     everything_saveable                 all: nothing is computed again
 
-The first four and the sixth are named here; others are `jax.checkpoint_policies`' own. Blocks name what they make by
+The second to fourth and the sixth are named here; others are `jax.checkpoint_policies`' own. Blocks name what they make by
 `jax.ad_checkpoint.checkpoint_name`.
 """
 

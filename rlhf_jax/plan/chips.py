@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 GIB = 1 << 30
-INSTALL = "pip install 'rlhf_jax[plan]'"
+INSTALL = "pip install '.[plan]'"
 
 
 class Chip(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_jax.cli import config, main
 from rlhf_jax.models import registry
-from rlhf_jax.plan import abstract, experiment, programs, report
+from rlhf_jax.plan import abstract, experiment, operations, programs, report
 from rlhf_jax.plan.chips import CHIPS, HOST
 from rlhf_jax.training import setup
 
@@ -88,6 +88,25 @@ def test_a_step_that_is_split_shows_models_all_rows_in_parts(name, options):
   assert in_parts == {"dpo": {"dpo": 3}, "ppo": {"rollout": 1, "ppo": 3}}[name]
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_rollout_by_slots_computes_about_as_much_as_all_rows_at_once(devices):
+  """Where all answers are as long as they may be; and it keeps keys and values of its slots."""
+
+  def planned(slots):
+    given = [f"--config.mesh.data={devices}", f"--config.rollout.slots={slots}"]
+    setup = abstract.make_setup(config.load([TINY, *given]), jax.devices()[:devices])
+    rollout = programs.programs(setup)[2]
+    with jax.set_mesh(setup.mesh):
+      asked = rollout.function.trace(*rollout.arguments).jaxpr.jaxpr
+    return operations.flops(asked, rollout.turns), jax.tree.leaves(rollout.cache)[0].shape
+
+  whole, keys = planned(0)
+  for slots in (8, 32):
+    flops, of_slots = planned(slots)
+    assert flops == pytest.approx(whole, rel=0.15)
+    assert of_slots == (slots, *keys[1:])
+
+
 def test_a_matrix_that_the_mesh_could_part_is_named():
   settings = config.load([TINY, *LAYERED])
   made = abstract.make_setup(settings, jax.devices())
@@ -140,11 +159,11 @@ def test_what_cannot_be_planned_is_refused_with_a_remedy(options, capsys):
 def test_without_the_compiler_of_tpus_the_command_says_how_to_get_it(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "libtpu", None)
   assert main(["plan", TINY, "--topology=v5e:2x2"]) == 1
-  assert "pip install 'rlhf_jax[plan]'" in capsys.readouterr().err
+  assert "pip install '.[plan]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[plan]")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs .[plan]")
 def test_the_tiny_experiment_compiles_for_a_tpu():
   settings = config.load([TINY, *LAYERED, *SHORT, "--config.model.dtype=bfloat16"])
   (found,) = experiment.plan(settings, "v5e:2x2", only=("sft",))
