@@ -82,7 +82,7 @@ clean:
 include benchmarks/peers/peers.mk
 
 # Without a GPU, small shapes. TRL beside it where PEERS_DIR holds its environment, on a PyTorch for CUDA:
-#   make .venv-peers/trl/ready TORCH=torch==2.13.0 TORCH_INDEX=
+#   make .venv-peers/trl/ready .venv-peers/trl-1.12/ready TORCH=torch==2.13.0 TORCH_INDEX=
 THERE := $(wildcard /dev/nvidiactl)
 TRL := $(and $(THERE),$(wildcard $(PEERS_DIR)/trl/ready))
 COMMA := ,
