@@ -13,16 +13,20 @@ RAY_ADDRESS, this machine is the cluster.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 STOPPED = 128  # exit codes above are signals, as negative ones are
-PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
+# Becomes its arguments, told by SIGTERM when Ray's worker is killed (PR_SET_PDEATHSIG, 1): the training that follows
+# has the folder to itself.
+ENDING_WITH_ITS_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Stopped(RuntimeError):
@@ -109,19 +113,13 @@ def jobs(
 
 def train(command: list[str], folder: str) -> None:
   """Runs one training on the node that Ray chose. Raises Stopped where it can go on, RuntimeError where it failed."""
-  code = subprocess.run(
-    command, cwd=folder, check=False, preexec_fn=_ending_with_its_parent
-  ).returncode
+  linux = sys.platform == "linux"
+  begin = [sys.executable, "-c", ENDING_WITH_ITS_PARENT] if linux else []
+  code = subprocess.run([*begin, *command], cwd=folder, check=False).returncode
   if code < 0 or code > STOPPED:
     raise Stopped(f"stopped with exit code {code}")
   if code:
     raise RuntimeError(f"ended with exit code {code}")
-
-
-def _ending_with_its_parent() -> None:
-  """A training saves and ends where Ray's worker is killed, so that the one that follows has the folder to itself."""
-  if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,18 @@ def test_a_process_joins_others_where_it_is_told_to_and_only_there(joined, monke
   distributed.join(parsed("--distributed"))
   distributed.join(parsed("--coordinator=host:1234", "--processes=8", "--process=0"))
   monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+  monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1;tcp://10.0.0.1:5")
   distributed.join(parsed())
   assert joined == [(None, None, None), ("host:1234", 8, 0), (None, None, None)]
+
+
+def test_a_mpirun_that_does_not_say_where_the_others_are_is_refused_with_what_to_add(
+  joined, monkeypatch
+):
+  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+  with pytest.raises(UsageError, match="as Open MPI 4 does and 5 does not"):
+    distributed.join(parsed())
+  assert joined == []
 
 
 def test_the_three_options_go_together(joined):

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from rlhf_jax.cli import distributed
-from rlhf_jax.cli.parser import UsageError
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 
@@ -90,15 +89,6 @@ def test_their_options_are_those_of_train():
     for arg in container["args"][1:]:
       name = arg.partition("=")[0]
       assert name in options | {"--config", "--workdir"} or name.startswith("--config.")
-
-
-def test_a_mpirun_that_does_not_say_where_the_others_are_is_refused_with_what_to_add(monkeypatch):
-  parser = argparse.ArgumentParser()
-  distributed.add_options(parser)
-  monkeypatch.delenv("OMPI_MCA_orte_hnp_uri", raising=False)
-  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-  with pytest.raises(UsageError, match="as Open MPI 4 does and 5 does not"):
-    distributed.join(parser.parse_args([]))
 
 
 def test_a_sweep_is_a_job_for_every_combination_in_a_folder_of_its_own(ray_jobs):
