@@ -86,6 +86,8 @@ def test_metrics_are_those_of_one_device(request, matrix, layout, stage):
   for one, many in zip(expected, found, strict=True):
     assert one.keys() == many.keys() and "loss/total" in one
     for name, value in one.items():
+      if name == "rewards/accuracy" and one.get("rewards/margin") == 0:
+        continue  # the policy is its reference still, and rounding says which answer it prefers
       np.testing.assert_allclose(many[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
