@@ -48,7 +48,7 @@ def join(args: argparse.Namespace) -> None:
     )
   if not (any(given) or args.distributed or started_as_several(os.environ)):
     return
-  if not (any(given) or args.distributed) and by_a_silent_mpirun(os.environ):
+  if not (any(given) or args.distributed) and _by_a_silent_mpirun(os.environ):
     raise UsageError(
       "this mpirun does not say where its first process is, as Open MPI 4 does and 5 does not.",
       "Say so yourself: mpirun ... sh -c 'rlhf-jax ... --coordinator=HOST:8476 --processes=$OMPI_COMM_WORLD_SIZE "
@@ -71,7 +71,7 @@ def started_as_several(environ: Mapping[str, str]) -> bool:
   return _by_slurm(environ) or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
 
 
-def by_a_silent_mpirun(environ: Mapping[str, str]) -> bool:
+def _by_a_silent_mpirun(environ: Mapping[str, str]) -> bool:
   """Whether it was mpirun, and JAX cannot find the others by what it has set."""
   return not _by_slurm(environ) and "OMPI_MCA_orte_hnp_uri" not in environ
 

@@ -92,8 +92,7 @@ def plain_offsets(
   """Of each token of `plain`, the characters of `response` it stands for; (0, 0) for none."""
   head = plain_prompt(tokenizer, prompt)
   body = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
-  end = [] if tokenizer.eos_token_id is None else [(0, 0)]
-  return [(0, 0)] * len(head) + body.offset_mapping + end
+  return [(0, 0)] * len(head) + body.offset_mapping + [(0, 0)] * len(ends(tokenizer))
 
 
 def conversation_offsets(

@@ -30,7 +30,7 @@ def build(settings: Settings, tokenizer, *, rollout_tokens: int, seed: int) -> T
   def encode(dataset) -> dict[str, list[int]]:
     texts = [chitchat.text(messages) for messages in dataset["messages"]]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    whole = ([*begin, *tokens, tokenizer.eos_token_id] for tokens in ids)
+    whole = ([*begin, *tokens, *chat.ends(tokenizer)] for tokens in ids)
     return dict(zip(dataset["id"], whole, strict=True))
 
   def mark(words: int) -> list[int]:

@@ -134,7 +134,8 @@ def _online(made, setup, stage, module, config, settings, optim, *, weights, fro
   mixed = {"mixture_coef": config.mixture_coef} if second == "mixture" else {}
   arguments = (shapes(params), shapes(frozen), *asked, setup.sampling)
   rollout, _ = jax.eval_shape(collect, *arguments, **mixed)
-  slots = setup.sampling.slots if 0 < setup.sampling.slots <= len(rows) else len(rows)
+  refilled = refill.is_refilled(len(rows), setup.sampling)
+  slots = setup.sampling.slots if refilled else len(rows)
   state = init_state(setup.key(stage), params, algorithm, tx, config)
   made.append(
     Program(

@@ -63,9 +63,14 @@ def write(
 ) -> Generation:
   """One response a row as `generate` writes it, by `settings.slots` rows at a time where there are as many."""
   arguments = model, weights, prompts, prompt_mask, keys, settings
-  if 0 < settings.slots <= len(prompts):
+  if is_refilled(len(prompts), settings):
     return generate_refilled(*arguments, settings.slots, limits)
   return generate(*arguments, limits)
+
+
+def is_refilled(prompts: int, settings: Sampling) -> bool:
+  """Whether `settings.slots` rows answer as many `prompts`, or more; else each has a row of its own."""
+  return 0 < settings.slots <= prompts
 
 
 def generate_refilled(
@@ -82,7 +87,7 @@ def generate_refilled(
   Q, P = prompts.shape
   N = settings.max_new_tokens
   limits = jnp.full(Q, N) if limits is None else jnp.minimum(limits, N)
-  together = -(-slots // PARTS)
+  together = _together(slots)
   segments, positions = prompt_layout(prompt_mask)
   tokens = prompts * segments
 
@@ -151,6 +156,11 @@ def generate_refilled(
   return generation(prompts, segments, written.tokens, written.logps, written.mask, written.stopped)
 
 
+def _together(slots: int) -> int:
+  """How many slots are filled at a time."""
+  return -(-slots // PARTS)
+
+
 def _narrower(slots: int, shards: int) -> list[int]:
   """How many slots decode once the queue is empty. Rows of several devices stay where they are."""
   halvings = HALVINGS if shards == 1 else 0
@@ -163,7 +173,7 @@ def turns(prompts: int, settings: Sampling, shards: int) -> float:
   `shards` are those of the data.
   """
   steps, slots = settings.max_new_tokens - 1, settings.slots
-  if not 0 < slots <= prompts:
+  if not is_refilled(prompts, settings):
     return steps
-  refills = -(-prompts // -(-slots // PARTS))
+  refills = -(-prompts // _together(slots))
   return steps * prompts / (refills * slots + sum(_narrower(slots, shards)))
