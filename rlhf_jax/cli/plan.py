@@ -1,7 +1,7 @@
 """Says what an experiment needs on chips that are not there: memory, operations, traffic, and how long a step takes at least.
 
 The train step of every stage and the rollout are compiled for the topology by the compiler of TPUs, on this machine, without
-weights and without data; the package `libtpu` brings that compiler (pip install '.[plan]'). The mesh is the
+weights and without data; the package `libtpu` brings that compiler (pip install 'rlhf_jax[plan]'). The mesh is the
 config's, `--config.mesh.fsdp` and its like. docs/plan.md says how to read what is printed.
 
   rlhf-jax plan --config=experiments/llama.py:1b_dpo --topology=v5e:4x4

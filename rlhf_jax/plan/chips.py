@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 GIB = 1 << 30
-INSTALL = "pip install '.[plan]'"
+INSTALL = "pip install 'rlhf_jax[plan]'"
 
 
 class Chip(NamedTuple):

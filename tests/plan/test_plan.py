@@ -159,11 +159,11 @@ def test_what_cannot_be_planned_is_refused_with_a_remedy(options, capsys):
 def test_without_the_compiler_of_tpus_the_command_says_how_to_get_it(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "libtpu", None)
   assert main(["plan", TINY, "--topology=v5e:2x2"]) == 1
-  assert "pip install '.[plan]'" in capsys.readouterr().err
+  assert "pip install 'rlhf_jax[plan]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs .[plan]")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[plan]")
 def test_the_tiny_experiment_compiles_for_a_tpu():
   settings = config.load([TINY, *LAYERED, *SHORT, "--config.model.dtype=bfloat16"])
   (found,) = experiment.plan(settings, "v5e:2x2", only=("sft",))
